@@ -1,0 +1,1 @@
+"""The only room that imports ONNX Runtime: sessions, calibration, verification, evaluation."""
