@@ -1,0 +1,94 @@
+"""A model opened for work: canonical, with its sites and what the graph before each can absorb."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from catonnx.errors import ModelError, NothingToOptimizeError
+from catonnx.graph.absorb import Absorption, trace
+from catonnx.graph.edits import float64_of
+from catonnx.graph.shapes import Shapes
+from catonnx.graph.sites import Found, Selection, Site, find_sites
+from catonnx.passes.canonicalize import Canonicalize
+from catonnx.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Opened:
+    """A model with its sites.
+
+    Attributes:
+        model: Normalized and canonical.
+        found: Every site, and what was passed over.
+        sites: The sites that hold a linear to be rounded, in graph order.
+        absorptions: What the graph can take up before each of these, by name.
+        recipe: The wish that it was opened for.
+    """
+
+    model: ir.Model
+    found: Found
+    sites: tuple[Site, ...]
+    absorptions: Mapping[str, Absorption]
+    recipe: Recipe
+
+    def left_alone(self) -> tuple[tuple[str, str, str], ...]:
+        """Return (node, operator, reason) of everything that looks like a linear and is not rounded."""
+        linears = (linear for site in self.found.sites for linear in site.linears if not linear.selected)
+        return (*((linear.name, linear.node.op_type, linear.reason) for linear in linears), *self.found.passed_over)
+
+
+def analyse(model: ir.Model, recipe: Recipe) -> Opened:
+    """Bring a model into canonical form, find its sites and trace what can be absorbed.
+
+    Args:
+        model: As `graph.load.load` returns it; changed in place.
+        recipe: Which linears are wanted.
+    """
+    selection = Selection(recipe.include, recipe.exclude, recipe.lm_head)
+    Canonicalize(selection)(model)
+    found = find_sites(model.graph, selection)
+    sites = tuple(site for site in found.sites if site.selected)
+    shapes = Shapes(model.graph)
+    absorptions = {site.name: _trace(site, shapes, recipe) for site in sites}
+    return Opened(model, found, sites, absorptions, recipe)
+
+
+def _trace(site: Site, shapes: Shapes, recipe: Recipe) -> Absorption:
+    readers = frozenset(linear.node for linear in site.linears)
+    return trace(site.value, site.width, readers, shapes, change_caches=recipe.caches == "transformed")
+
+
+def check_something_to_do(opened: Opened) -> None:
+    """Refuse a model without a linear that the recipe selects.
+
+    Raises:
+        NothingToOptimizeError: naming the reasons why its linears are left alone.
+    """
+    if opened.sites:
+        return
+    reasons = "; ".join(sorted({reason for _, _, reason in opened.left_alone()}))
+    raise NothingToOptimizeError(
+        "no linear layer to optimize" + (f": {reasons}" if reasons else ""),
+        hint="a linear is a MatMul or Gemm with a constant 2-D weight; `catonnx inspect` lists them",
+    )
+
+
+def selected_weights(site: Site) -> list[np.ndarray]:
+    """Return the weights [d, N] of a site that are rounded, float64, pending folds included.
+
+    Raises:
+        ModelError: if one holds NaN or Inf.
+    """
+    arrays = []
+    for linear in site.selected:
+        weight = linear.node.inputs[1]
+        assert weight is not None
+        array = float64_of(weight)()
+        if not np.isfinite(array).all():
+            raise ModelError("the weight holds NaN or Inf", where=linear.name, hint="export the model again, or --exclude it")
+        arrays.append(array)
+    return arrays

@@ -1,0 +1,129 @@
+"""The few ways in which passes change a graph: new constants, new nodes, new names.
+
+Constants are changed lazily: a fold is a function in float64 that runs when the model is written, so that several folds of one weight compose
+without rounding between them and no more than one weight is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from catonnx.graph.constants import constant_source
+
+Compute = Callable[[], np.ndarray]
+_FLOAT64 = "catonnx.float64"
+
+
+def float64_of(value: ir.Value) -> Compute:
+    """Return the function that computes a constant in float64, pending folds included."""
+    tensor = value.const_value
+    pending = None if tensor is None else tensor.meta.get(_FLOAT64)  # type: ignore[attr-defined]
+    if pending is not None:
+        return pending  # type: ignore[no-any-return]
+
+    source = constant_source(value)
+    assert source is not None, f"{value.name} is no constant"
+    return lambda: source().astype(np.float64)
+
+
+class Names:
+    """Names that no value of a graph has yet.
+
+    Args:
+        graph: The graph, subgraphs included.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            self._taken.add(node.name)
+            self._taken.update(value.name for value in node.outputs)
+
+    def new(self, wanted: str) -> str:
+        """Return `wanted`, or `wanted_2`, `wanted_3` ... if it is taken."""
+        name, number = wanted, 1
+        while name in self._taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._taken.add(name)
+        return name
+
+
+def add_constant(graph: ir.Graph, names: Names, wanted: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
+    """Add an initializer under a free name."""
+    name = names.new(wanted)
+    tensor = ir.tensor(array, name=name) if isinstance(array, np.ndarray) else array
+    tensor.name = name
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape))
+    graph.register_initializer(value)
+    return value
+
+
+def set_folded(
+    graph: ir.Graph, names: Names, node: ir.Node, index: int, compute: Compute, shape: Sequence[int], dtype: ir.DataType, wanted: str
+) -> None:
+    """Give one input of a node a constant of its own that is computed when it is needed.
+
+    Args:
+        graph: The graph that holds the node.
+        names: Free names.
+        node: The reader; other readers of the old constant keep it.
+        index: Which input.
+        compute: Returns the new constant in float64.
+        shape: Its shape.
+        dtype: Its type in the file; the one rounding of all folds.
+        wanted: Name for it.
+    """
+
+    def realize() -> ir.Tensor:
+        return ir.Tensor(compute().astype(dtype.numpy()), dtype=dtype)
+
+    tensor = ir.LazyTensor(realize, dtype=dtype, shape=ir.Shape(shape), cache=False)
+    tensor.meta[_FLOAT64] = compute
+    node.replace_input_with(index, add_constant(graph, names, wanted, tensor))
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One node of a chain.
+
+    Attributes:
+        name: Name wanted for the node.
+        operator: ONNX operator.
+        inputs: Its inputs; None stands for the chain's value so far.
+        attributes: Its attributes.
+    """
+
+    name: str
+    operator: str
+    inputs: tuple[ir.Value | None, ...]
+    attributes: Mapping[str, Any]
+
+
+def insert_before(graph: ir.Graph, names: Names, readers: Sequence[ir.Node], value: ir.Value, steps: Sequence[Step]) -> None:
+    """Insert a chain of nodes between a value and some of its readers.
+
+    Args:
+        graph: The graph that holds them, sorted.
+        names: Free names.
+        readers: Nodes that read the chain's result instead of `value` from now on, in graph order.
+        value: Where the chain begins; it has the shape that it ends with.
+        steps: The nodes.
+    """
+    current = value
+    for step in steps:
+        output = ir.Value(name=names.new(f"{step.name}_output"), type=value.type)
+        inputs = [current if operand is None else operand for operand in step.inputs]
+        node = ir.node(step.operator, inputs, attributes=dict(step.attributes), outputs=[output], name=names.new(step.name))
+        graph.insert_before(readers[0], node)
+        current = output
+    current.shape = value.shape
+    for reader in readers:
+        for index, operand in enumerate(reader.inputs):
+            if operand is value:
+                reader.replace_input_with(index, current)

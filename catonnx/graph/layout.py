@@ -1,0 +1,126 @@
+"""Where the channels of a site lie inside a value further up the graph.
+
+Walking back from a site, its d channels may be spread over several axes (heads, features), be repeated (grouped-query attention repeats each
+KV head), and may be mixed only within a head. A layout says all of that; each function below moves one across one kind of node, from the
+node's output to its input, and returns None where that cannot be done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from catonnx.graph import dims
+from catonnx.graph.dims import Dim
+
+Shape = tuple[Dim, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """The channels of a site, seen in another value.
+
+    Attributes:
+        axes: Axes of the value that carry channels, ascending.
+        sizes: Their lengths.
+        position: For each channel of the site its flat index within `sizes`; channels with one index are tied.  # (d,)
+        mixing: Channels of the site may be mixed only with those of the same number.  # (d,)
+        diagonal: Only a scaling can be taken up from here on.
+    """
+
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+    position: np.ndarray
+    mixing: np.ndarray
+    diagonal: bool = False
+
+    @staticmethod
+    def of_site(rank: int, width: int) -> Layout:
+        """Return the layout of a site's own value: all channels on the last axis."""
+        return Layout((rank - 1,), (width,), np.arange(width), np.zeros(width, np.int64))
+
+    @property
+    def coordinates(self) -> tuple[np.ndarray, ...]:
+        """Index of every channel along each of `axes`."""
+        return np.unravel_index(self.position, self.sizes)
+
+    def only_scale(self) -> Layout:
+        """Return this layout with mixing ruled out."""
+        return dataclasses.replace(self, diagonal=True)
+
+
+def through_transpose(layout: Layout, order: list[int]) -> Layout:
+    """Cross a Transpose whose output axis `i` is input axis `order[i]`."""
+    moved = [order[axis] for axis in layout.axes]
+    ranking = np.argsort(moved)
+    coordinates = layout.coordinates
+    sizes = tuple(layout.sizes[index] for index in ranking)
+    position = np.ravel_multi_index(tuple(coordinates[index] for index in ranking), sizes)
+    return dataclasses.replace(layout, axes=tuple(sorted(moved)), sizes=sizes, position=position)
+
+
+def through_reshape(layout: Layout, before: Shape, after: Shape) -> Layout | None:
+    """Cross any node that keeps the elements in row-major order: Reshape, Flatten, Unsqueeze, Squeeze."""
+    axes: list[int] = []
+    for left, right in dims.groups(before, after):
+        carried = [axis for axis in right if axis in layout.axes]
+        if not carried:
+            continue
+        lengths = [before[axis].value for axis in left]
+        if None in lengths or any(after[axis].value != 1 for axis in right if axis not in carried):
+            return None
+        if any(after[axis].value is None for axis in carried):
+            return None
+        axes.extend(axis for axis in left if before[axis].value != 1)
+    axes.sort()
+    sizes = tuple(before[axis].coefficient for axis in axes)
+    if not axes or int(np.prod(sizes)) != int(np.prod(layout.sizes)):
+        return None
+    # Row-major order within each run of axes, and of the runs among themselves: the flat index stays what it was.
+    return dataclasses.replace(layout, axes=tuple(axes), sizes=sizes)
+
+
+def through_expand(layout: Layout, before: Shape, after: Shape) -> Layout | None:
+    """Cross an Expand, or the broadcast of one operand: what was repeated becomes tied."""
+    shift = len(after) - len(before)
+    kept, repeated = [], []
+    for index, axis in enumerate(layout.axes):
+        length = None if axis < shift else before[axis - shift].value
+        if axis >= shift and length == layout.sizes[index]:
+            kept.append(index)
+        elif axis < shift or length == 1:
+            repeated.append(index)
+        else:
+            return None
+    if not kept:
+        return None
+    coordinates = layout.coordinates
+    sizes = tuple(layout.sizes[index] for index in kept)
+    position = np.ravel_multi_index(tuple(coordinates[index] for index in kept), sizes)
+    axes = tuple(layout.axes[index] - shift for index in kept)
+    return dataclasses.replace(layout, axes=axes, sizes=sizes, position=position)
+
+
+def through_product(layout: Layout, rank: int) -> Layout | None:
+    """Cross a MatMul to its right operand: channels mix freely along its last axis, never across the batch axes."""
+    last = layout.axes[-1]
+    if last != rank - 1 or rank - 2 in layout.axes:
+        return None
+    coordinates = layout.coordinates[:-1]
+    return dataclasses.replace(layout, mixing=_refine(layout.mixing, *coordinates))
+
+
+def part_of(layout: Layout, axis: int, offset: int, length: int) -> Layout:
+    """Cross a Split to the whole that the value is a part of: `offset` to the left of it on `axis`, `length` in all."""
+    index = layout.axes.index(axis)
+    coordinates = list(layout.coordinates)
+    coordinates[index] = coordinates[index] + offset
+    sizes = tuple(length if i == index else size for i, size in enumerate(layout.sizes))
+    return dataclasses.replace(layout, sizes=sizes, position=np.ravel_multi_index(tuple(coordinates), sizes))
+
+
+def _refine(*labels: np.ndarray) -> np.ndarray:
+    """Number the distinct combinations of several labels per channel."""
+    _, numbers = np.unique(np.stack(labels), axis=1, return_inverse=True)
+    return numbers.reshape(-1)

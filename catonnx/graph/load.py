@@ -1,0 +1,258 @@
+"""Read an ONNX model as data: checked, mapped rather than read, and in the one form that the passes work on.
+
+What comes out of `load` has opset 21 to 26, no functions (inlined), every node and value named once, and its large tensors
+memory-mapped from a file in our work folder; the source itself is only read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir.passes import common as common_passes
+from onnxscript import version_converter
+
+from catonnx.errors import ModelError, OutputError
+from catonnx.graph.save import OPSET, write_model
+
+NEWEST_OPSET = 26
+"""The newest opset that ONNX Runtime 1.31 loads."""
+
+_SPILL_BYTES = 1 << 24
+"""Inline tensors that add up to more than this are moved to a mapped file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a model was read from.
+
+    Attributes:
+        path: The `.onnx` file.
+        folder: The folder given by the user, or None when a file was given: what else lies in it goes along to the output.
+        digest: SHA-256 of the model file and the names and sizes of its external data.
+    """
+
+    path: Path
+    folder: Path | None
+    digest: str
+
+
+def find(location: Path) -> Source:
+    """Resolve a model file or a folder that holds one.
+
+    Args:
+        location: An `.onnx` file, or a folder with `model.onnx` or exactly one `.onnx` file.
+
+    Raises:
+        ModelError: if there is no such file, or a folder holds several and none is `model.onnx`.
+    """
+    folder = location if location.is_dir() else None
+    path = _model_in(location) if folder else location
+    if not path.exists():
+        raise ModelError("there is no such model", where=path, hint="give an .onnx file or a folder that holds model.onnx")
+    try:
+        digest = _digest(path)
+    except OSError as error:
+        raise ModelError(f"the model cannot be read: {error.strerror}", where=path) from error
+    return Source(path, folder, digest)
+
+
+def bring(source: Source, work: Path) -> Path:
+    """Bring an unchanged copy of a model into the work folder, its tensors in files of their own where they can be mapped.
+
+    External data is hard-linked where the file system allows it, and copied otherwise. The model is checked on the way.
+
+    Args:
+        source: What to read.
+        work: An existing, empty folder of ours.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ModelError: as `read`.
+        OutputError: if the copy cannot be written.
+    """
+    model = read(source.path)
+    copy = work / "source.onnx"
+    if _inline_bytes(model) > _SPILL_BYTES:
+        write_model(model, copy)
+        return copy
+    try:
+        shutil.copyfile(source.path, copy)
+        for location in sorted(external_locations(model)):
+            (work / location).parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(source.path.parent / location, work / location)
+    except OSError as error:
+        raise OutputError(f"the model cannot be copied: {error.strerror}", where=work, hint="free some space") from error
+    return copy
+
+
+def load(path: Path) -> ir.Model:
+    """Read and normalize a model; its external tensors stay on disk.
+
+    Args:
+        path: A copy made by `bring`.
+
+    Raises:
+        ModelError: if the file is not a sound ONNX model, its external data is missing, too short or outside the model's
+            folder, or its opset cannot be brought to 21.
+    """
+    model = read(path)
+    _normalize(model, path)
+    return model
+
+
+def read(path: Path) -> ir.Model:
+    """Read a model as it is, external tensors mapped and checked against their files.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ModelError("this is not an ONNX model, or it is truncated", where=path, hint="export it again") from error
+    except OSError as error:
+        raise ModelError(f"the model cannot be read: {error.strerror}", where=path) from error
+    if proto.ir_version == 0 or not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
+        raise ModelError("this is not an ONNX model: it holds no graph", where=path, hint="export it again")
+    try:
+        model = ir.from_proto(proto)
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        raise ModelError(f"the graph is not sound: {error}", where=path) from error
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    for tensor in _external_tensors(model):
+        _check_external(tensor, path)
+    return model
+
+
+def external_locations(model: ir.Model) -> set[str]:
+    """Return the external data files that a model names, relative to its folder."""
+    return {str(tensor.location) for tensor in _external_tensors(model)}
+
+
+def _link_or_copy(file: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(file.resolve())
+    except OSError:
+        shutil.copyfile(file, target)
+
+
+def _model_in(folder: Path) -> Path:
+    preferred = folder / "model.onnx"
+    if preferred.exists():
+        return preferred
+    found = sorted(folder.glob("*.onnx"))
+    if len(found) == 1:
+        return found[0]
+    listing = ", ".join(path.name for path in found) or "none"
+    raise ModelError(f"the folder holds no model.onnx (.onnx files: {listing})", where=folder, hint="name the file itself")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    for companion in sorted(path.parent.glob(f"{path.name}?data*")):
+        digest.update(f"{companion.name}:{companion.stat().st_size}".encode())
+    return digest.hexdigest()
+
+
+def _external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
+    graphs = [model.graph, *model.graph.subgraphs()]
+    initializers = (value.const_value for graph in graphs for value in graph.initializers.values())
+    attributes = (
+        attribute.value
+        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref()
+    )
+    return [tensor for tensor in (*initializers, *attributes) if isinstance(tensor, ir.ExternalTensor)]
+
+
+def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
+    """Refuse external data that is missing, too short, or outside the folder of the model."""
+    where = f"{path}, tensor {tensor.name!r}"
+    location = Path(tensor.location)
+    if location.is_absolute() or ".." in location.parts:
+        raise ModelError(
+            f"external data {str(location)!r} lies outside the model's folder", where=where, hint="such models are refused"
+        )
+    file = path.parent / location
+    if not file.is_file():
+        raise ModelError(
+            f"external data file {str(location)!r} is missing", where=where, hint=f"put it beside {path.name}"
+        )
+    if not _is_inside(file, path):
+        raise ModelError(
+            f"external data {str(location)!r} is a link out of the model's folder", where=where, hint="copy the file there"
+        )
+    offset, length, size = tensor.offset or 0, tensor.length, file.stat().st_size
+    expected = tensor.nbytes
+    if length is not None and length != expected:
+        raise ModelError(f"external data claims {length} bytes for a tensor of {expected}", where=where)
+    if offset < 0 or offset + expected > size:
+        raise ModelError(
+            f"external data file {str(location)!r} has {size} bytes, the tensor needs {offset} to {offset + expected}",
+            where=where,
+            hint="the file is truncated; copy it again",
+        )
+
+
+def _is_inside(file: Path, path: Path) -> bool:
+    """Whether a file really lies beside or below the model.
+
+    A Hugging Face cache is the one lawful exception: model and data are links into one folder of blobs.
+    """
+    real = file.resolve()
+    return real.is_relative_to(path.parent.resolve()) or (path.is_symlink() and real.parent == path.resolve().parent)
+
+
+def _inline_bytes(model: ir.Model) -> int:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None and not isinstance(tensor, ir.ExternalTensor))
+
+
+def _normalize(model: ir.Model, path: Path) -> None:
+    opset = model.graph.opset_imports.get("")
+    if opset is None or opset > NEWEST_OPSET:
+        raise ModelError(
+            f"the model's opset is {opset}; ONNX Runtime runs opsets up to {NEWEST_OPSET}",
+            where=path,
+            hint="export it with opset 18 to 21",
+        )
+    common_passes.InlinePass()(model)
+    if opset < OPSET:
+        _convert(model, opset, path)
+    common_passes.RemoveInitializersFromInputsPass()(model)
+    common_passes.RemoveUnusedNodesPass()(model)
+    common_passes.NameFixPass()(model)
+    for index, node in enumerate(model.graph):
+        if not node.name:
+            node.name = f"{node.op_type}_{index}"
+    model.graph.sort()
+
+
+def _convert(model: ir.Model, opset: int, path: Path) -> None:
+    quiet = logging.getLogger("onnxscript")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        version_converter.convert_version(model, target_version=OPSET, fallback=True)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(
+            f"opset {opset} cannot be converted to {OPSET}: {error}", where=path, hint=f"export it with opset {OPSET}"
+        ) from error
+    finally:
+        quiet.setLevel(level)
+    reached = model.graph.opset_imports.get("")
+    if reached != OPSET:
+        raise ModelError(
+            f"opset {opset} cannot be converted to {OPSET}", where=path, hint=f"export it with opset 18 or {OPSET}"
+        )

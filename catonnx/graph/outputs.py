@@ -1,0 +1,38 @@
+"""Models with other outputs: what calibration and the search for a difference run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+
+def with_outputs(model: ir.Model, values: Sequence[str]) -> ir.Model:
+    """Return a copy of a model that computes the named values and nothing else; tensors are shared, not copied.
+
+    Args:
+        model: Stays as it is.
+        values: Names of values of its main graph.
+
+    Raises:
+        KeyError: if the graph has no such value.
+    """
+    copy = ir.Model(model.graph.clone(), ir_version=model.ir_version, functions=list(model.functions.values()))
+    graph = copy.graph
+    known = {value.name: value for node in graph for value in node.outputs} | {value.name: value for value in graph.inputs}
+    graph.outputs.clear()
+    graph.outputs.extend(known[name] for name in values)
+    for value in graph.outputs:
+        if value.type is None:
+            value.type = ir.TensorType(_float_type(model))
+    RemoveUnusedNodesPass()(copy)
+    return copy
+
+
+def _float_type(model: ir.Model) -> ir.DataType:
+    """Return the type of the model's largest weight, which is the type of its activations."""
+    floats = [value for value in model.graph.initializers.values() if value.dtype is not None and value.dtype.is_floating_point()]
+    largest = max(floats, key=lambda value: value.const_value.size if value.const_value is not None else 0)
+    assert largest.dtype is not None
+    return largest.dtype

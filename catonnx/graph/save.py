@@ -1,0 +1,155 @@
+"""Write models: external data beside them, whole or not at all, never where they came from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from catonnx.errors import OutputError
+
+OPSET = 21
+"""What we write: the first opset with int4 tensors and blocked DequantizeLinear."""
+
+IR_VERSION = 10
+
+_INLINE_BYTES = 1024
+"""Smaller tensors stay in the model file, where shape inference and readers of the graph see them."""
+
+
+def write_model(model: ir.Model, path: Path) -> None:
+    """Write a model to `path` and its tensors to `path` + `_data`, streaming one tensor at a time.
+
+    Args:
+        model: Opset and IR version are written as they are, but IR 10 at least.
+        path: A new file in an existing folder.
+
+    Raises:
+        OutputError: if the disk is full or the folder not writable.
+    """
+    model.ir_version = max(IR_VERSION, min(model.ir_version, 13))
+    try:
+        ir.save(
+            model,
+            path,
+            external_data=f"{path.name}_data",
+            size_threshold_bytes=_INLINE_BYTES,
+            max_workers=1,
+            max_in_flight_bytes=1 << 28,
+        )
+    except OSError as error:
+        raise OutputError(
+            f"the model cannot be written: {error.strerror or error}", where=path.parent, hint="free some space"
+        ) from error
+
+
+def write_beside(model: ir.Model, path: Path) -> None:
+    """Write a model that keeps referring to external data already lying in `path`'s folder; other tensors go to `path` + `_data`.
+
+    Args:
+        model: Its external tensors lie in `path.parent`.
+        path: A new file there.
+
+    Raises:
+        OutputError: as `write_model`.
+    """
+    model.ir_version = max(IR_VERSION, min(model.ir_version, 13))
+    own = [
+        value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and not isinstance(value.const_value, ir.ExternalTensor)
+        and value.const_value.nbytes > _INLINE_BYTES
+    ]
+    before = [value.const_value for value in own]
+    try:
+        tensors = [tensor for tensor in before if tensor is not None]
+        moved = ir.external_data.convert_tensors_to_external(tensors, path.parent, f"{path.name}_data")
+        for value, tensor in zip(own, moved, strict=True):
+            value.const_value = tensor
+        ir.save(model, path)
+    except OSError as error:
+        raise OutputError(
+            f"the model cannot be written: {error.strerror or error}", where=path.parent, hint="free some space"
+        ) from error
+    finally:
+        for value, tensor in zip(own, before, strict=True):
+            value.const_value = tensor
+
+
+@contextlib.contextmanager
+def staged(out: Path, *, force: bool) -> Iterator[Path]:
+    """A work folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
+
+    Args:
+        out: The output folder; it appears in one rename.
+        force: Replace a folder that exists.
+
+    Yields:
+        The folder to write the output into.
+
+    Raises:
+        OutputError: if `out` exists and `force` is not set, or nothing can be written beside it.
+    """
+    if out.exists() and not force:
+        raise OutputError("the output exists", where=out, hint="choose another place or pass --force")
+    if out.exists() and not out.is_dir():
+        raise OutputError("the output exists and is not a folder", where=out, hint="choose another place")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"nothing can be written there: {error.strerror}", where=out.parent) from error
+    try:
+        yield stage
+        _replace(stage, out)
+    except OSError as error:
+        raise OutputError(f"the output cannot be written: {error.strerror or error}", where=out) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _replace(stage: Path, out: Path) -> None:
+    """Rename `stage` to `out`; an older `out` is moved aside first and deleted last, so that one of them always stands."""
+    umask = os.umask(0)
+    os.umask(umask)
+    stage.chmod(0o777 & ~umask)
+    if not out.exists():
+        stage.rename(out)
+        return
+    aside = stage.with_suffix(".old")
+    out.rename(aside)
+    try:
+        stage.rename(out)
+    except OSError:
+        aside.rename(out)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def copy_companions(folder: Path, out: Path, skip: set[str]) -> list[str]:
+    """Copy every other file of the source folder (config, tokenizer, chat template) to the output.
+
+    Args:
+        folder: The source folder.
+        out: The output folder.
+        skip: Paths relative to `folder` that are not copied: the model and its data.
+
+    Returns:
+        The relative paths copied, sorted.
+    """
+    copied = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if not path.is_file() or str(relative) in skip or (out / relative).exists():
+            continue
+        target = out / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        copied.append(str(relative))
+    return copied

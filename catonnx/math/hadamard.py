@@ -1,0 +1,176 @@
+"""Hadamard matrices: orthogonal, all entries of one size, so that each output mixes every input equally.
+
+Orders come from Sylvester's matrix of order 2, Paley's two constructions over finite fields, and Kronecker products.
+
+| construction | order | prime power q |
+| --- | --- | --- |
+| Sylvester | 2 | |
+| Paley I | q + 1 | q = 3 mod 4 |
+| Paley II | 2 (q + 1) | q = 1 mod 4 |
+
+Source: Paley, "On orthogonal matrices", 1933. Of the multiples of 4 up to 256, which all have a Hadamard matrix, these
+leave out 92, 116, 156, 172, 184, 188, 232 and 236.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import lru_cache
+from math import isqrt
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[np.float64]
+
+
+def has_hadamard(order: int) -> bool:
+    """Say whether `hadamard_matrix` knows a matrix of this order."""
+    return order >= 1 and _pair(order) is not None
+
+
+def hadamard_matrix(order: int) -> Array:
+    """Return an orthonormal Hadamard matrix, entries plus or minus ``1 / sqrt(order)``.
+
+    It is the Kronecker product of the matrices of `kronecker_pair`. Its inverse is its transpose; it is symmetric only
+    for some orders.
+
+    Args:
+        order: Number of rows.
+
+    Returns:
+        Matrix of shape (order, order), new at each call.
+
+    Raises:
+        ValueError: No matrix of this order is known here.
+    """
+    first, second = kronecker_pair(order)
+    if first == 1:
+        return _indivisible(second) / math.sqrt(second)
+    return np.asarray(np.kron(hadamard_matrix(first), hadamard_matrix(second)), dtype=np.float64)
+
+
+def kronecker_pair(order: int) -> tuple[int, int]:
+    """Split an order into two Hadamard orders, as nearly square as possible.
+
+    ``x H`` costs ``order**2`` multiply-adds with the whole matrix and ``order * (first + second)`` with the pair.
+
+    Returns:
+        ``(first, second)``, first <= second, with ``hadamard_matrix(order) == kron(hadamard_matrix(first),
+        hadamard_matrix(second))``; ``(1, order)`` if the order does not split.
+
+    Raises:
+        ValueError: No matrix of this order is known here.
+    """
+    pair = _pair(order) if order >= 1 else None
+    if pair is None:
+        raise ValueError(
+            f"no Hadamard matrix of order {order} is known here (orders are 1, 2 and most multiples of 4); "
+            f"the largest order that divides {order} is {largest_hadamard_order(order) if order > 0 else 'none'}"
+        )
+    return pair
+
+
+def largest_hadamard_order(width: int) -> int:
+    """Return the largest divisor of a width that has a Hadamard matrix, at least 1.
+
+    Raises:
+        ValueError: The width is not positive.
+    """
+    if width < 1:
+        raise ValueError(f"a width of {width} channels has no divisors; it must be at least 1")
+    return max(order for order in _divisors(width) if has_hadamard(order))
+
+
+@lru_cache(maxsize=4096)
+def _pair(order: int) -> tuple[int, int] | None:
+    """Return the most nearly square split, ``(1, order)`` for a matrix built directly, or None."""
+    if order > 2 and order % 4:
+        return None
+    for first in reversed([divisor for divisor in _divisors(order) if 1 < divisor <= isqrt(order)]):
+        if has_hadamard(first) and has_hadamard(order // first):
+            return first, order // first
+    return (1, order) if order <= 2 or _paley_field(order) else None
+
+
+def _divisors(number: int) -> list[int]:
+    """Return all divisors in ascending order."""
+    small = [divisor for divisor in range(1, isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})
+
+
+def _paley_field(order: int) -> int | None:
+    """Return the size of the field over which a Paley construction gives this order."""
+    if order % 4 == 0 and _prime_of_power(order - 1):
+        return order - 1
+    if order % 8 == 4 and _prime_of_power(order // 2 - 1):
+        return order // 2 - 1
+    return None
+
+
+def _prime_of_power(number: int) -> int | None:
+    """Return the prime of which a number is a power, None if it is not one."""
+    if number < 2:
+        return None
+    prime = next((divisor for divisor in range(2, isqrt(number) + 1) if number % divisor == 0), number)
+    while number % prime == 0:
+        number //= prime
+    return prime if number == 1 else None
+
+
+def _indivisible(order: int) -> Array:
+    """Return the matrix of plus and minus ones of an order that is not a product."""
+    if order == 1:
+        return np.ones((1, 1))
+    sylvester = np.array([[1.0, 1.0], [1.0, -1.0]])
+    if order == 2:
+        return sylvester
+    size = _paley_field(order)
+    assert size is not None, "callers ask only for orders that _pair allows"
+    if order == size + 1:
+        return np.eye(order) + _conference_matrix(size)
+    # A symmetric conference matrix C has a zero diagonal: its zeros and its signs become two different 2 x 2 blocks.
+    signs = np.kron(_conference_matrix(size), sylvester)
+    diagonal = np.kron(np.eye(size + 1), [[1.0, -1.0], [-1.0, -1.0]])
+    return np.asarray(signs + diagonal, dtype=np.float64)
+
+
+def _conference_matrix(size: int) -> Array:
+    """Return C of order ``size + 1`` with ``C C^T = size I``; antisymmetric for size = 3 mod 4, else symmetric."""
+    prime = _prime_of_power(size)
+    assert prime is not None, "Paley's fields have prime power sizes"
+    powers = _powers_of_generator(size, prime)
+    weights = prime ** np.arange(powers.shape[1])  # an element's number is its digits in base `prime`
+    character = np.zeros(size)
+    character[powers @ weights] = np.where(np.arange(size - 1) % 2, -1.0, 1.0)  # even powers are the squares
+    digits = np.arange(size)[:, None] // weights % prime
+    difference = np.zeros((size, size), dtype=np.int64)
+    for digit, weight in zip(digits.T, weights, strict=True):
+        difference += (digit[:, None] - digit) % prime * weight
+    conference = np.zeros((size + 1, size + 1))
+    conference[0, 1:] = 1.0
+    conference[1:, 0] = -1.0 if size % 4 == 3 else 1.0
+    conference[1:, 1:] = character[difference]
+    return conference
+
+
+def _powers_of_generator(size: int, prime: int) -> NDArray[np.int64]:
+    """Return ``g^0, g^1, ...``, all nonzero elements of the field, as digits of polynomials, shape (size - 1, degree).
+
+    The field is the integers mod `prime` with g added, where ``g^degree = sum_i tail_i g^i``. Tails are tried until
+    the powers of g come back to 1 only after all nonzero elements.
+    """
+    degree = round(math.log(size, prime))
+    one = (1,) + (0,) * (degree - 1)
+    for tail in itertools.product(range(prime), repeat=degree):
+        element = one
+        powers: list[tuple[int, ...]] = []
+        while len(powers) < size - 1 and (not powers or element != one):
+            powers.append(element)
+            shifted = (0, *element[:-1])
+            element = tuple((low + element[-1] * fold) % prime for low, fold in zip(shifted, tail, strict=True))
+        if len(powers) == size - 1 and element == one:
+            return np.array(powers, dtype=np.int64)
+    raise AssertionError(f"the field of {size} elements has a generator")

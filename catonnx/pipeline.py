@@ -1,0 +1,255 @@
+"""`optimize`: the whole way from a model to its verified 4-bit form, read from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from catonnx.analysis import Opened, analyse, check_something_to_do, selected_weights
+from catonnx.errors import OutputError
+from catonnx.graph import load
+from catonnx.graph.outputs import with_outputs
+from catonnx.graph.save import copy_companions, staged, write_beside, write_model
+from catonnx.graph.sites import Linear
+from catonnx.math.moments import Moments
+from catonnx.math.rounding import QuantizedWeight
+from catonnx.measures import Clock, bytes_of, peak_memory, versions
+from catonnx.passes.absorb import Absorb, AbsorbedTransform
+from catonnx.passes.insert import Insert, OnlineTransform
+from catonnx.passes.quantize_weights import QuantizeWeights
+from catonnx.plan import Plan, check_plan, describe, make_plan, moment_width
+from catonnx.progress import Progress, silent
+from catonnx.quality import Prediction, RoundedSite, energy, new_moment, predict
+from catonnx.recipe import SELF, Recipe
+from catonnx.report import Report, SiteRow
+from catonnx.runtime.calibrate import MomentRequest, measure
+from catonnx.runtime.compare import SitePair
+from catonnx.runtime.feeds import Feeds
+from catonnx.runtime.samples import gather
+from catonnx.runtime.verify import Verifier
+
+REPORT_NAME = "catonnx.json"
+
+VERIFIED_RUNS = 2
+"""Calibration runs on which source and result are compared."""
+
+
+def optimize(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    recipe: Recipe | None = None,
+    *,
+    plan: Plan | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Report:
+    """Transform, round, verify and save a model.
+
+    Args:
+        model: An .onnx file, or a folder with `model.onnx`, its config and tokenizer.
+        out: A new folder; it appears when everything is verified, or not at all.
+        recipe: What to do; the default rounds weights to int4 in groups of 32 after CAT.
+        plan: A plan made before for this model and recipe; nothing is fitted then.
+        force: Replace `out` if it exists.
+        progress: Told of long steps.
+
+    Returns:
+        What was done and how well it held; its `plan` can be applied again.
+
+    Raises:
+        CatonnxError: one of its subclasses, see `catonnx.errors`; `out` is untouched then.
+    """
+    recipe, out, clock = recipe or Recipe(), Path(out), Clock()
+    source = load.find(Path(model))
+    _check_places(source, out)
+    with staged(out, force=force) as stage, ExitStack() as cleanup:
+        work = stage / ".work"
+        work.mkdir()
+        with clock("load"):
+            reference = load.bring(source, work)
+            opened = analyse(load.load(reference), recipe)
+            check_something_to_do(opened)
+        graph_model, linears = opened.model, tuple(linear for site in opened.sites for linear in site.selected)
+
+        with clock("calibrate"):
+            fits = plan is None and recipe.needs_moments
+            feeds = _feeds(reference, source, opened, recipe, recipe.samples if fits else VERIFIED_RUNS, progress)
+            moments = _moments(opened, work, feeds, recipe, progress) if fits else {}
+
+        with clock("plan"):
+            chosen = plan or make_plan(recipe, opened.sites, opened.absorptions, moments, selected_weights)
+            check_plan(chosen, opened.sites, opened.absorptions)
+            predictions = predict(opened.sites, chosen, moments, recipe, selected_weights)
+            changed_caches = _changed_caches(opened, chosen)
+
+        with clock("transform"):
+            Absorb(_absorbed(opened, chosen))(graph_model)
+            Insert(_online(opened, chosen))(graph_model)
+            transformed = work / "transformed.onnx"
+            write_beside(graph_model, transformed)
+
+        kept = [str(value.name) for value in graph_model.graph.outputs if value.name not in changed_caches]
+        verifying = Verifier(
+            reference, feeds[:VERIFIED_RUNS], kept, provider=recipe.provider, scratch=work, progress=progress
+        )
+        with clock("verify"):
+            verifier = cleanup.enter_context(verifying)
+            verification = verifier.check_equivalent(transformed, opened.sites[0].dtype.name.lower(), lambda: _site_models(opened, chosen, work))
+
+        rounded: dict[str, RoundedSite] = {}
+        if recipe.rounds:
+            with clock("round"):
+                QuantizeWeights(linears, recipe, _weigher(opened, chosen, moments, rounded), progress)(graph_model)
+        with clock("save"):
+            write_model(graph_model, stage / "model.onnx")
+        if recipe.rounds:
+            with clock("verify"):
+                verification |= verifier.check_deployed(stage / "model.onnx", len(linears))
+
+        with clock("save"):
+            locations = load.external_locations(load.read(source.path))
+            if source.folder is not None:
+                copy_companions(source.folder, stage, {source.path.name, *locations, REPORT_NAME})
+        report = Report(
+            source=str(model),
+            out=str(out),
+            digest=source.digest,
+            recipe=recipe.to_json(),
+            sites=_rows(opened, chosen, predictions, rounded),
+            left=opened.left_alone(),
+            changed_caches=changed_caches,
+            verification=verification,
+            steps=tuple(clock.seconds.items()),
+            size_before=bytes_of(source.path.parent, [source.path.name, *locations]),
+            size_after=bytes_of(stage, ["model.onnx", "model.onnx_data"]),
+            peak_memory=peak_memory(),
+            calibration_rows=max((item.count for item in moments.values()), default=0),
+            versions=versions(),
+            plan=chosen,
+        )
+        cleanup.close()
+        shutil.rmtree(work)
+        (stage / REPORT_NAME).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def _check_places(source: load.Source, out: Path) -> None:
+    target = out.resolve()
+    if source.folder is not None and target.is_relative_to(source.folder.resolve()):
+        raise OutputError("the output lies inside the model's folder", where=out, hint="choose another place")
+    if source.path.resolve().is_relative_to(target) or source.path.absolute().is_relative_to(out.absolute()):
+        raise OutputError("the model lies inside the output folder", where=out, hint="choose another place")
+
+
+def _feeds(
+    reference: Path, source: load.Source, opened: Opened, recipe: Recipe, samples: int, progress: Progress
+) -> list[Feeds]:
+    return gather(
+        reference,
+        opened.model,
+        source.folder or source.path.parent,
+        recipe.calibration or SELF,
+        samples=min(samples, recipe.samples),
+        seq_len=recipe.seq_len,
+        seed=recipe.seed,
+        provider=recipe.provider,
+        progress=progress,
+    )
+
+
+def _moments(opened: Opened, work: Path, feeds: Sequence[Feeds], recipe: Recipe, progress: Progress) -> dict[str, Moments]:
+    """Run the model up to its last site and sum up what flows into each."""
+    requests = {
+        site.name: MomentRequest(site.name, site.width, moment_width(site.width, opened.absorptions[site.name], recipe))
+        for site in opened.sites
+    }
+    write_beside(with_outputs(opened.model, [site.name for site in opened.sites]), work / "calibrate.onnx")
+    return measure(work / "calibrate.onnx", requests, feeds, provider=recipe.provider, progress=progress)
+
+
+def _absorbed(opened: Opened, plan: Plan) -> tuple[AbsorbedTransform, ...]:
+    plans = plan.by_site()
+    return tuple(
+        AbsorbedTransform(site, opened.absorptions[site.name].writers, plans[site.name].absorbed)
+        for site in opened.sites
+        if plans[site.name].absorbed
+    )
+
+
+def _online(opened: Opened, plan: Plan) -> tuple[OnlineTransform, ...]:
+    plans = plan.by_site()
+    return tuple(OnlineTransform(site, plans[site.name].online) for site in opened.sites if plans[site.name].online)
+
+
+def _changed_caches(opened: Opened, plan: Plan) -> tuple[str, ...]:
+    plans = plan.by_site()
+    changed = (opened.absorptions[site.name].caches for site in opened.sites if plans[site.name].absorbed)
+    return tuple(dict.fromkeys(name for names in changed for name in names))
+
+
+def _site_models(opened: Opened, plan: Plan, work: Path) -> tuple[Path, Path, list[SitePair]]:
+    """Write the source and the transformed model with the activation that every linear reads as outputs."""
+    before = analyse(load.load(work / "source.onnx"), opened.recipe)
+    plans = plan.by_site()
+    old_names = [site.name for site in before.sites]
+    new_values = [site.linears[0].node.inputs[0] for site in opened.sites]
+    new_names = [str(value.name) for value in new_values if value is not None]
+    paths = work / "sites_before.onnx", work / "sites_after.onnx"
+    write_beside(with_outputs(before.model, old_names), paths[0])
+    write_beside(with_outputs(opened.model, new_names), paths[1])
+    pairs = [
+        SitePair(site.name, old, new, plans[site.name].transform(site.width).apply)
+        for site, old, new in zip(opened.sites, old_names, new_names, strict=True)
+    ]
+    return (*paths, pairs)
+
+
+def _weigher(
+    opened: Opened, plan: Plan, moments: Mapping[str, Moments], rounded: dict[str, RoundedSite]
+) -> Callable[[Linear, np.ndarray, QuantizedWeight], None]:
+    """Return what sums up signal, noise and size of every site while its linears are rounded."""
+    plans = plan.by_site()
+    site_of = {linear: site.name for site in opened.sites for linear in site.selected}
+
+    def observe(linear: Linear, weight: np.ndarray, quantized: QuantizedWeight) -> None:
+        name = site_of[linear]
+        total = rounded.setdefault(name, RoundedSite())
+        total.size += (quantized.codes.size + 1) // 2 + quantized.scales.nbytes
+        if name in moments:
+            moment = new_moment(plans[name], moments[name])
+            total.signal += energy(moment, weight)
+            total.noise += energy(moment, quantized.dequantize() - weight)
+
+    return observe
+
+
+def _rows(
+    opened: Opened, plan: Plan, predictions: Mapping[str, Prediction], rounded: Mapping[str, RoundedSite]
+) -> tuple[SiteRow, ...]:
+    plans = plan.by_site()
+    rows = []
+    for site in opened.sites:
+        own, prediction, result = plans[site.name], predictions.get(site.name), rounded.get(site.name, RoundedSite())
+        size = int(sum(linear.inputs * linear.outputs for linear in site.selected) * site.dtype.itemsize)
+        rows.append(
+            SiteRow(
+                site=site.name,
+                linears=tuple(linear.name for linear in site.selected),
+                shapes=tuple((linear.inputs, linear.outputs) for linear in site.selected),
+                absorbed=tuple(describe(factor) for factor in own.absorbed),
+                online=tuple(describe(factor) for factor in own.online),
+                why=own.why,
+                sqnr_before=prediction.before if prediction else None,
+                sqnr_after=prediction.after if prediction else None,
+                sqnr_weights=result.sqnr_db,
+                bytes_before=size,
+                bytes_after=result.size or size,
+            )
+        )
+    return tuple(rows)

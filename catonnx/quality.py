@@ -1,0 +1,111 @@
+"""How well a site is rounded: predicted by theory before, measured against the weights after.
+
+Energies of outputs are sums over diagonal blocks of the activation's second moment, so correlation between blocks is left out of both the
+signal and the error; differences between before and after do not depend on that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from catonnx.graph.sites import Site
+from catonnx.math.merging import in_blocks, mixing_width, widened
+from catonnx.math.moments import Moments
+from catonnx.math.sqnr import concentration_w, decibels, predicted_sqnr_db
+from catonnx.plan import Plan, SitePlan
+from catonnx.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Predicted SQNR in dB of a site's outputs, weights rounded to 4 bits, before and after the change of basis."""
+
+    before: float
+    after: float
+
+
+@dataclasses.dataclass
+class RoundedSite:
+    """What rounding did to a site so far.
+
+    Attributes:
+        signal: Energy of the linears' outputs.
+        noise: Energy of the error in them.
+        size: Bytes of codes and scales.
+    """
+
+    signal: float = 0.0
+    noise: float = 0.0
+    size: int = 0
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Ratio of the two in dB, None if no moments were measured."""
+        return decibels(self.signal, self.noise) if self.signal else None
+
+
+def new_moment(plan: SitePlan, moments: Moments) -> np.ndarray:
+    """Return the second moment of a site's activation in its new basis, as diagonal blocks.
+
+    Args:
+        plan: The site's change of basis.
+        moments: Moments in the old one, diagonal blocks of width k.
+
+    Returns:
+        Blocks (d / m, m, m), m the widest mixing of k and all factors.
+    """
+    widths = [moments.block, *(mixing_width(factor) for factor in plan.factors)]
+    block = max(widths)
+    if any(block % width for width in widths):
+        block = moments.width
+    moment = widened(moments.second_moment(), block)
+    for factor in plan.factors:
+        matrices = in_blocks(factor, block)
+        moment = matrices.transpose(0, 2, 1) @ moment @ matrices
+    return moment
+
+
+def energy(moment: np.ndarray, weight: np.ndarray) -> float:
+    """Return E|x W|^2 for a block-diagonal second moment (n, k, k) and a weight [d, N]."""
+    rows = weight.reshape(*moment.shape[:2], -1)
+    return float(np.vdot(rows, moment @ rows))
+
+
+def predict(
+    sites: Sequence[Site],
+    plan: Plan,
+    moments: Mapping[str, Moments],
+    recipe: Recipe,
+    weights_of: Callable[[Site], Sequence[np.ndarray]],
+) -> dict[str, Prediction]:
+    """Predict the SQNR of every site that has moments and something to round.
+
+    Args:
+        sites: Their weights must still be as they were.
+        plan: The changes of basis.
+        moments: Second moments by site name; sites without are left out.
+        recipe: Gives the group size.
+        weights_of: Returns the weights [d, N] of a site, float64.
+    """
+    plans = plan.by_site()
+    result = {}
+    for site in sites:
+        measured = moments.get(site.name)
+        if measured is None:
+            continue
+        weight = np.concatenate(weights_of(site), axis=1)
+        if not weight.any() or not measured.diagonal().any():
+            continue
+        own = plans[site.name]
+        changed = own.transform(site.width).solve(weight)
+        x_energy = (float(measured.diagonal().sum()), float(np.trace(new_moment(own, measured), axis1=1, axis2=2).sum()))
+        signal = energy(measured.second_moment(), weight)
+        before, after = (
+            predicted_sqnr_db(signal / (x * float(np.vdot(w, w))), concentration_w(w, recipe.group_size))
+            for x, w in zip(x_energy, (weight, changed), strict=True)
+        )
+        result[site.name] = Prediction(before, after)
+    return result

@@ -1,0 +1,148 @@
+"""What an optimization did, as rows: for the terminal, for JSON, and for the `catonnx.json` beside the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from catonnx.plan import Plan
+
+FORMAT = 1
+"""Version of the JSON layout; it grows when a key changes its meaning or goes away."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteRow:
+    """One site, before and after.
+
+    Attributes:
+        site: Name of the activation.
+        linears: Names of the linears that were rounded.
+        shapes: Their [K, N].
+        absorbed: Factors that the nodes before the site took up.
+        online: Factors that run as nodes.
+        why: Notes of the plan.
+        sqnr_before: Predicted SQNR in dB of rounding the weights as they were; None if nothing was measured.
+        sqnr_after: The same in the new basis.
+        sqnr_weights: Measured: energy of the linears' outputs over that of the error which rounding made, in dB.
+        bytes_before: Size of the weights.
+        bytes_after: Size of codes and scales.
+    """
+
+    site: str
+    linears: tuple[str, ...]
+    shapes: tuple[tuple[int, int], ...]
+    absorbed: tuple[str, ...]
+    online: tuple[str, ...]
+    why: str
+    sqnr_before: float | None
+    sqnr_after: float | None
+    sqnr_weights: float | None
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def kind(self) -> str:
+        """A name for all sites like this one: the linears' names with numbers left out and common parts joined."""
+        parts = [re.sub(r"\d+", "*", name) for name in self.linears]
+        return _joined(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class KindRow:
+    """All sites of one kind."""
+
+    kind: str
+    sites: int
+    linears: int
+    absorbed: str
+    online: str
+    sqnr_before: float | None
+    sqnr_after: float | None
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """One run of `optimize`.
+
+    Attributes:
+        source: The model that was read.
+        out: The folder that was written.
+        digest: SHA-256 over the source.
+        recipe: What was asked for.
+        sites: What was done, in graph order.
+        left: (node, operator, reason) of everything that looks like a linear and was left alone.
+        changed_caches: Outputs whose content is in another basis than the source's.
+        verification: What was checked, and how well it held.
+        steps: (step, seconds) in order.
+        size_before: Bytes of the source model with its data.
+        size_after: Bytes of the result.
+        peak_memory: Largest resident memory of the process so far, in bytes.
+        calibration_rows: Rows that the moments were summed over.
+        versions: Versions of everything that had a hand in it.
+        plan: The plan that was applied; not part of the JSON.
+    """
+
+    source: str
+    out: str
+    digest: str
+    recipe: dict[str, Any]
+    sites: tuple[SiteRow, ...]
+    left: tuple[tuple[str, str, str], ...]
+    changed_caches: tuple[str, ...]
+    verification: dict[str, Any]
+    steps: tuple[tuple[str, float], ...]
+    size_before: int
+    size_after: int
+    peak_memory: int
+    calibration_rows: int
+    versions: dict[str, str]
+    plan: Plan = dataclasses.field(repr=False)
+
+    def kinds(self) -> tuple[KindRow, ...]:
+        """Return the sites summed up by kind."""
+        groups: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[SiteRow]] = {}
+        for row in self.sites:
+            groups.setdefault((row.kind, row.absorbed, row.online), []).append(row)
+        return tuple(
+            KindRow(
+                kind,
+                len(rows),
+                sum(len(row.linears) for row in rows),
+                ", ".join(absorbed),
+                ", ".join(online),
+                _mean([row.sqnr_before for row in rows]),
+                _mean([row.sqnr_after for row in rows]),
+                sum(row.bytes_before for row in rows),
+                sum(row.bytes_after for row in rows),
+            )
+            for (kind, absorbed, online), rows in groups.items()
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain data, numbers rounded to what they are worth."""
+        data: dict[str, Any] = {"format": FORMAT}
+        data |= dataclasses.asdict(dataclasses.replace(self, plan=Plan(())))
+        del data["plan"]
+        data["steps"] = {step: round(seconds, 3) for step, seconds in self.steps}
+        return data
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _joined(names: Sequence[str]) -> str:
+    """Join names by what they share: `a/q/M`, `a/k/M` become `a/{q,k}/M`."""
+    if len(set(names)) == 1:
+        return names[0]
+    split = [re.split(r"([/.])", name) for name in names]
+    if len({len(parts) for parts in split}) > 1:
+        return ", ".join(names)
+    columns = (tuple(dict.fromkeys(column)) for column in zip(*split, strict=True))
+    return "".join(column[0] if len(column) == 1 else "{" + ",".join(column) + "}" for column in columns)

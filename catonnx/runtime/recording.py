@@ -1,0 +1,190 @@
+"""Outputs of a reference model, kept on disk for its candidates, so that two sessions are never open at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from catonnx.errors import CalibrationError, VerificationError
+from catonnx.progress import Progress, silent
+from catonnx.runtime.decoding import LOGITS
+from catonnx.runtime.divergence import LogitDifference, ValueDifference, json_number
+from catonnx.runtime.feeds import Feeds, check_feeds, model_inputs
+from catonnx.runtime.sessions import open_session, run
+from catonnx.runtime.spool import Spool
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a candidate is from the reference.
+
+    Attributes:
+        outputs: Output name -> its difference over all samples.
+        logits: Divergence of the next-token distributions, if the models give logits.
+    """
+
+    outputs: Mapping[str, ValueDifference]
+    logits: LogitDifference | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether the candidate gave neither NaN nor Inf."""
+        return all(difference.finite for difference in self.outputs.values())
+
+    @property
+    def relative_l2(self) -> float:
+        """The largest relative difference among the outputs."""
+        return max(difference.relative_l2 for difference in self.outputs.values())
+
+    @property
+    def kl_nats(self) -> float | None:
+        """Mean KL(reference || candidate) per token in nats, or None without logits."""
+        return self.logits.kl_nats if self.logits else None
+
+    @property
+    def top1_agreement(self) -> float | None:
+        """Share of positions with the same most likely token, or None without logits."""
+        return self.logits.top1_agreement if self.logits else None
+
+    def to_json(self) -> dict[str, object]:
+        """Return the figures in JSON's types; a figure that is not finite becomes None."""
+        outputs = {
+            name: {"relative_l2": json_number(value.relative_l2), "sqnr_db": json_number(value.sqnr_db)}
+            for name, value in self.outputs.items()
+        }
+        return {
+            "outputs": outputs,
+            "finite": self.finite,
+            "kl_nats": json_number(self.kl_nats),
+            "top1_agreement": json_number(self.top1_agreement),
+        }
+
+
+class Recording:
+    """What a reference model gives for some samples; a context that runs it on entry and forgets it on exit.
+
+    Args:
+        reference: The model that is right.
+        feeds: Samples that it and the candidates take.
+        outputs: What to compare; `compared_outputs` unless given.
+        provider: "cpu" or "cuda", for the candidates too.
+        config: Session configuration entries of the reference.
+        threads: Threads of ONNX Runtime; all cores unless given.
+        scratch: Folder for the outputs (100 MB for 512 tokens of a vocabulary of 49152).
+        progress: Told of every run.
+
+    Raises:
+        CalibrationError: no feeds, feeds that do not fit, or a reference that is not finite.
+        ModelError: the reference does not load or run.
+        OutputError: the outputs do not fit on the disk.
+    """
+
+    def __init__(
+        self,
+        reference: str | Path,
+        feeds: Sequence[Feeds],
+        *,
+        outputs: Sequence[str] | None = None,
+        provider: str = "cpu",
+        config: Mapping[str, str] | None = None,
+        threads: int | None = None,
+        scratch: str | Path | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self._reference, self._config = reference, config
+        self._feeds, self._outputs = feeds, outputs
+        self._provider, self._threads, self._progress = provider, threads, progress
+        self._spool = Spool(scratch)
+
+    def __enter__(self) -> Recording:
+        self._spool.__enter__()
+        try:
+            self._record()
+        except BaseException:
+            self._spool.__exit__()  # a context that fails on entry is never exited
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._spool.__exit__()
+
+    def _record(self) -> None:
+        session = open_session(self._reference, provider=self._provider, config=self._config, threads=self._threads)
+        self._names = list(self._outputs) if self._outputs is not None else compared_outputs(session)
+        check_outputs(self._names, session, self._reference)
+        for index, values in enumerate(runs(session, self._names, self._feeds)):
+            check_finite(self._names, values, index)
+            self._spool.put(index, values)
+            self._progress("run the reference", index + 1, len(self._feeds))
+
+    def compare(self, candidate: str | Path, *, config: Mapping[str, str] | None = None) -> Comparison:
+        """Run a candidate on the same samples.
+
+        Raises:
+            VerificationError: it lacks an output or gives it another shape.
+            ModelError: it does not load or run.
+        """
+        session = open_session(candidate, provider=self._provider, config=config, threads=self._threads)
+        check_outputs(self._names, session, candidate)
+        differences = {name: ValueDifference() for name in self._names}
+        logits = LogitDifference() if LOGITS in self._names else None
+        for index, values in enumerate(runs(session, self._names, self._feeds)):
+            for position, name in enumerate(self._names):
+                reference, actual = self._spool.get(index, position), values[position]
+                check_shape(reference, actual, name)
+                differences[name].add(reference, actual)
+                if logits and name == LOGITS:
+                    logits.add(reference, actual)
+            self._progress("compare", index + 1, len(self._feeds))
+        return Comparison(differences, logits)
+
+
+def compared_outputs(session: InferenceSession) -> list[str]:
+    """Return the outputs worth comparing: all but a language model's cache, which a transform may rightly change."""
+    names = [node.name for node in session.get_outputs()]
+    return [name for name in names if not name.startswith(("present.", "present_key_values."))] or names
+
+
+def runs(session: InferenceSession, names: Sequence[str], feeds: Sequence[Feeds]) -> Iterator[list[np.ndarray]]:
+    """Yield the values of `names` for each sample.
+
+    Raises:
+        CalibrationError: no feeds, or feeds that do not fit the inputs.
+        ModelError: ONNX Runtime failed.
+    """
+    if not feeds:
+        raise CalibrationError("there are no inputs to compare on", hint="give text, or inputs in an .npz file")
+    inputs = model_inputs(session)
+    for index, batch in enumerate(feeds):
+        check_feeds(batch, inputs, where=f"sample {index}")
+        yield run(session, names, batch)
+
+
+def check_finite(names: Sequence[str], values: Sequence[np.ndarray], sample: int) -> None:
+    """Refuse a reference that gives NaN or Inf: nothing can be measured against it."""
+    for name, value in zip(names, values, strict=True):
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise CalibrationError("the reference model gives NaN or Inf", where=f"{name}, sample {sample}")
+
+
+def check_outputs(names: Sequence[str], session: InferenceSession, path: str | Path) -> None:
+    """Refuse a model without one of these outputs."""
+    present = {node.name for node in session.get_outputs()}
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise VerificationError(f"the model lacks the output {', '.join(missing)}", where=path)
+
+
+def check_shape(reference: np.ndarray, candidate: np.ndarray, name: str) -> None:
+    """Refuse a candidate whose value has another shape."""
+    if reference.shape != candidate.shape:
+        raise VerificationError(
+            f"the value has shape {list(candidate.shape)} where the reference has {list(reference.shape)}", where=name
+        )

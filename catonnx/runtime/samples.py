@@ -1,0 +1,77 @@
+"""Where the inputs come from that calibrate and verify a model: a text, an .npz file, or the model itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from catonnx.errors import CalibrationError
+from catonnx.progress import Progress, silent
+from catonnx.runtime.feeds import Feeds, InputSpec, graph_inputs, load_npz_feeds
+from catonnx.runtime.sampling import sample_text
+from catonnx.runtime.sessions import open_session
+from catonnx.runtime.text import TokenStream, configured_bos, pack_text, read_text
+
+SELF = "self"
+_ROWS_OF_A_RUN = 512
+"""Tokens per run: more do not run faster, and hold more activations."""
+
+
+def gather(
+    model_path: Path,
+    model: ir.Model,
+    folder: Path,
+    calibration: str,
+    *,
+    samples: int,
+    seq_len: int,
+    seed: int,
+    provider: str = "cpu",
+    progress: Progress = silent,
+) -> list[Feeds]:
+    """Return calibration inputs, one mapping per run.
+
+    Args:
+        model_path: The model that they are for.
+        model: Its graph.
+        folder: Where its tokenizer.json and config.json lie.
+        calibration: A .txt file (through the tokenizer), an .npz file of feeds, or `self` for text that the model writes.
+        samples: Sequences wanted; a short text or .npz file may give fewer.
+        seq_len: Tokens in each.
+        seed: For `self`.
+        provider: Where the model runs.
+        progress: Told of sampling.
+
+    Raises:
+        CalibrationError: the data is missing, empty, or does not fit the model.
+    """
+    suffix = Path(calibration).suffix.lower()
+    inputs = graph_inputs(model)
+    if suffix == ".npz":
+        return load_npz_feeds(calibration, inputs)[:samples]
+    if calibration != SELF and suffix != ".txt":
+        raise CalibrationError("calibration data must be a .txt or an .npz file", where=calibration)
+    if calibration != SELF:
+        text = read_text(calibration)
+        spec = InputSpec.of(inputs)
+        return _batched(spec, pack_text(text, TokenStream.load(folder), seq_len=seq_len, samples=samples))
+    bos = configured_bos(folder)
+    if bos is None or "input_ids" not in {item.name for item in inputs}:
+        raise CalibrationError(
+            "the model cannot write its own calibration text: it is no causal language model with a BOS in its config.json",
+            where=folder,
+            hint="give --calibration FILE, a .txt (with tokenizer.json beside the model) or an .npz of feeds",
+        )
+    spec = InputSpec.of(inputs)
+    session = open_session(model_path, provider=provider)
+    rows = sample_text(session, spec, samples=samples, seq_len=seq_len, seed=seed, bos=bos, progress=progress)
+    return _batched(spec, rows)
+
+
+def _batched(spec: InputSpec, rows: np.ndarray) -> list[Feeds]:
+    """Put short sequences together into runs of about `_ROWS_OF_A_RUN` tokens."""
+    together = max(1, _ROWS_OF_A_RUN // rows.shape[1])
+    starts = range(0, len(rows), together)
+    return [spec.first_feeds(rows[start : start + together]) for start in starts]

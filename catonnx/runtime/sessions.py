@@ -1,0 +1,233 @@
+"""Open ONNX Runtime sessions, and say in plain words why one cannot be opened.
+
+ONNX Runtime itself is imported inside functions only: `import catonnx` works without it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from catonnx.errors import CatonnxError, ModelError, RuntimeUnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Provider = Literal["cpu", "cuda"]
+Optimization = Literal["all", "extended", "basic"]
+
+PROVIDER_NAMES: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_OPTIMIZATION_NAMES: Mapping[str, str] = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+}
+
+_SEVERITY_ERROR = 3  # ONNX Runtime's scale: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
+
+# What ONNX Runtime writes (1.24 to 1.31), what that means, and what to do. Tried in order; {0} is the first group.
+_EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
+    (
+        r'External data path does not exist: "?([^"\n]+)"?',
+        "the external data file {0} is missing",
+        "the .onnx file and its data file belong side by side, under the names they were saved with",
+    ),
+    (
+        r"External initializer: (\S+) .*out of bounds or can not be read",
+        "the external data file is too short to hold {0}",
+        "the data file is truncated or belongs to another model: copy or export it again",
+    ),
+    (
+        r"External data path.*escapes",
+        "the external data lies outside the folder of the model",
+        "save the model again with its data file beside the .onnx file",
+    ),
+    (
+        r"INVALID_PROTOBUF|No graph was found in the protobuf",
+        "this is not an ONNX model, or the file is truncated",
+        "check the size of the file against its source, and download or export it again",
+    ),
+    (
+        r"(\S+:\S+)\(-1\) is not a registered function/op",
+        "ONNX Runtime does not know the operator {0}",
+        "a custom operator needs its library, or a model-local function of the same name in the file",
+    ),
+    (
+        r"No Op registered for (\S+) with domain_version of (\d+)",
+        "ONNX Runtime does not know the operator {0} in opset {1}",
+        "misspelled operator, or one of another opset: convert the model's opset",
+    ),
+    (
+        r"Unsupported model IR version: (\d+), max supported IR version: (\d+)",
+        "the model has IR version {0}, and this ONNX Runtime reads up to {1}",
+        "upgrade onnxruntime, or export the model with an older IR version",
+    ),
+    (
+        r"Opset (\d+) is under development.* is till opset (\d+)",
+        "the model has opset {0}, and this ONNX Runtime supports up to {1}",
+        "upgrade onnxruntime, or export the model with an older opset",
+    ),
+    (
+        r"Could not find an implementation for (\S+?)\(\d+\)",
+        "the execution provider has no kernel for {0} in the data types of this model",
+        "choose another provider, or export the model in float32",
+    ),
+)
+
+
+def import_onnxruntime() -> Any:
+    """Return the `onnxruntime` module.
+
+    Raises:
+        RuntimeUnavailableError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            f"ONNX Runtime cannot be imported: {error}",
+            hint='pip install "catonnx[cpu]", or "catonnx[gpu]" for CUDA (not both: they exclude each other)',
+        ) from error
+    return onnxruntime
+
+
+def available_providers() -> tuple[str, ...]:
+    """Return the names among `PROVIDER_NAMES` that the installed ONNX Runtime was built with.
+
+    Built with is not the same as usable: whether CUDA really starts is only known once a session is open.
+
+    Raises:
+        RuntimeUnavailableError: ONNX Runtime is not installed.
+    """
+    built_in = import_onnxruntime().get_available_providers()
+    return tuple(short for short, name in PROVIDER_NAMES.items() if name in built_in)
+
+
+def runtime_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions by which ONNX Runtime reports failure (they share no base class)."""
+    import_onnxruntime()
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = (value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception))
+    return (*own, RuntimeError, ValueError)
+
+
+def open_session(
+    path: str | Path,
+    *,
+    provider: str = "cpu",
+    config: Mapping[str, str] | None = None,
+    optimization: Optimization = "all",
+    threads: int | None = None,
+    optimized_path: str | Path | None = None,
+    verbose: bool = False,
+) -> InferenceSession:
+    """Open one inference session.
+
+    Args:
+        path: The .onnx file; its external data is found beside it.
+        provider: "cpu" or "cuda". With "cuda" a node without a CUDA kernel still runs on the CPU.
+        config: Session configuration entries of ONNX Runtime, such as ``session.qdq_matmulnbits_accuracy_level``.
+        optimization: How far ONNX Runtime may rewrite the graph; weight fusion needs "extended" or "all".
+        threads: Threads of one operator; all cores that this process may use unless given.
+        optimized_path: Where ONNX Runtime shall write the graph that it really runs.
+        verbose: Let ONNX Runtime log its warnings.
+
+    Raises:
+        ModelError: the model cannot be loaded: the message says why.
+        RuntimeUnavailableError: ONNX Runtime or the provider is not there.
+        UsageError: an unknown provider.
+    """
+    if provider not in PROVIDER_NAMES:
+        raise UsageError(f"unknown execution provider {provider!r}", hint=f"choose one of {', '.join(PROVIDER_NAMES)}")
+    path = Path(path)
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing"
+        raise ModelError(f"expected an ONNX file and found {found}", where=path, hint="give the path of the .onnx file")
+    runtime = import_onnxruntime()
+    wanted = _wanted_providers(runtime, provider)
+
+    options = runtime.SessionOptions()
+    options.log_severity_level = 2 if verbose else _SEVERITY_ERROR
+    options.intra_op_num_threads = threads or usable_cores()
+    options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _OPTIMIZATION_NAMES[optimization])
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
+
+    try:
+        # Without enable_fallback=0 a provider that fails to start is replaced by the CPU, with a line on stdout.
+        session = runtime.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
+    except runtime_errors() as error:
+        raise explain(error, path) from error
+    if wanted[0] not in session.get_providers():
+        raise _provider_missing(provider, "is installed but did not start")
+    return session
+
+
+def run(session: InferenceSession, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Run `session` once and return the values of `outputs`, in that order.
+
+    Raises:
+        ModelError: ONNX Runtime failed on the way: usually a shape that the model cannot take.
+    """
+    try:
+        values: list[np.ndarray] = session.run(list(outputs), dict(feeds))
+    except runtime_errors() as error:
+        raise run_failure(error, {name: value.shape for name, value in feeds.items()}) from error
+    return values
+
+
+def run_failure(error: Exception, shapes: Mapping[str, tuple[int, ...]]) -> ModelError:
+    """Return the error to raise when a model that loaded fails while it runs on inputs of these shapes."""
+    shown = [f"{name} {list(shape)}" for name, shape in shapes.items()]
+    inputs = ", ".join(shown[:4]) + (", ..." if len(shown) > 4 else "")
+    return ModelError(
+        f"ONNX Runtime failed while it ran the model: {_plain(error)}",
+        where=f"inputs {inputs}",
+        hint="check that the inputs have shapes and token ids that this model accepts",
+    )
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def explain(error: Exception, path: Path) -> CatonnxError:
+    """Turn ONNX Runtime's reason for not loading `path` into an error that says what to do."""
+    text = str(error)
+    for pattern, what, hint in _EXPLANATIONS:
+        match = re.search(pattern, text, flags=re.DOTALL)
+        if match:
+            return ModelError(what.format(*match.groups()), where=path, hint=hint)
+    return ModelError(f"ONNX Runtime cannot load the model: {_plain(error)}", where=path)
+
+
+def _plain(error: Exception) -> str:
+    """Return the message without ONNX Runtime's status prefix and line breaks."""
+    return " ".join(re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).split()).rstrip(".")
+
+
+def _wanted_providers(runtime: Any, provider: str) -> list[str]:
+    name = PROVIDER_NAMES[provider]
+    if name not in runtime.get_available_providers():
+        raise _provider_missing(provider, "is not part of the installed ONNX Runtime")
+    if provider == "cpu":
+        return [name]
+    # CUDA libraries that came as pip packages are found only after this call.
+    runtime.preload_dlls()
+    return [name, PROVIDER_NAMES["cpu"]]
+
+
+def _provider_missing(provider: str, state: str) -> RuntimeUnavailableError:
+    hint = "use the cpu provider"
+    if provider == "cuda":
+        hint = 'pip install "catonnx[gpu]", check nvidia-smi and the CUDA libraries, or use the cpu provider'
+    return RuntimeUnavailableError(f"the execution provider {PROVIDER_NAMES[provider]} {state}", hint=hint)

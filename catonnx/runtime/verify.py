@@ -1,0 +1,136 @@
+"""Proof that a rewritten model is the source's equal before rounding, and figures of how near it is after.
+
+The source runs once; its outputs wait on disk for every candidate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from catonnx.errors import VerificationError
+from catonnx.progress import Progress, silent
+from catonnx.runtime.compare import Comparison, SitePair, first_difference
+from catonnx.runtime.divergence import json_number
+from catonnx.runtime.feeds import Feeds
+from catonnx.runtime.fusion import fused_ops
+from catonnx.runtime.recording import Recording
+
+TOLERANCE = {"float": 1e-4, "double": 1e-4, "float16": 2e-2, "bfloat16": 2e-2}
+"""Relative L2 allowed between the source's outputs and those of the transformed model, by type of the activations.
+
+In float32 the transforms themselves cost 1e-6 to 1e-5 on real models: another order of summation, nothing more."""
+
+_LEVEL = "session.qdq_matmulnbits_accuracy_level"
+
+
+class Verifier(AbstractContextManager["Verifier"]):
+    """Compares candidates with one reference on the same inputs.
+
+    Args:
+        reference: The source model.
+        feeds: What to run it on.
+        outputs: The outputs that must agree; caches that were handed a new basis are left out.
+        provider: "cpu" or "cuda".
+        scratch: A folder of ours for outputs that wait.
+        progress: Told of every run.
+    """
+
+    def __init__(
+        self,
+        reference: Path,
+        feeds: Sequence[Feeds],
+        outputs: Sequence[str],
+        *,
+        provider: str,
+        scratch: Path,
+        progress: Progress = silent,
+    ) -> None:
+        self._reference, self._feeds, self._outputs = reference, feeds, outputs
+        self._provider, self._scratch, self._progress = provider, scratch, progress
+
+    def __enter__(self) -> Verifier:
+        self._recording = Recording(
+            self._reference,
+            self._feeds,
+            outputs=self._outputs,
+            provider=self._provider,
+            scratch=self._scratch,
+            progress=self._progress,
+        )
+        self._recording.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._recording.__exit__(*error)
+
+    def check_equivalent(
+        self, transformed: Path, dtype: str, locate: Callable[[], tuple[Path, Path, Sequence[SitePair]]]
+    ) -> dict[str, Any]:
+        """Check that a model computes what the reference computes.
+
+        Args:
+            transformed: The rewritten model, not rounded.
+            dtype: Type of its activations, which sets the tolerance.
+            locate: Called on a difference: writes both models with the values at every site as outputs and says how they correspond.
+
+        Returns:
+            The measured difference.
+
+        Raises:
+            VerificationError: naming the first site that differs.
+        """
+        comparison = self._recording.compare(transformed)
+        tolerance = TOLERANCE.get(dtype, 1e-4)
+        if not comparison.relative_l2 <= tolerance:
+            before, after, pairs = locate()
+            place = first_difference(before, after, pairs, self._feeds, tolerance, provider=self._provider, scratch=self._scratch)
+            raise VerificationError(
+                f"the transformed model differs from the source: relative L2 {comparison.relative_l2:.1e}, allowed {tolerance:.0e}",
+                where=f"first at site {place.name}, {place.relative_l2:.1e}" if place else "behind the last site",
+                hint="this is a bug in catonnx or the model is not deterministic; --transform none leaves the model as it is",
+            )
+        return {"transform_relative_l2": json_number(comparison.relative_l2)}
+
+    def check_deployed(self, path: Path, linears: int) -> dict[str, Any]:
+        """Load the saved model afresh, as a user's session would, and measure it.
+
+        Args:
+            path: The result.
+            linears: How many linears were rounded.
+
+        Returns:
+            Differences as the provider runs it by default and, on CPU, with exact activations; what its linears became.
+
+        Raises:
+            VerificationError: if an output is not finite or has another shape.
+        """
+        configs: dict[str, Mapping[str, str]] = {"as deployed": {}}
+        graph = fused_ops(path, self._provider, folder=self._scratch)
+        if self._provider == "cpu" and graph.operators["MatMulNBits"]:
+            configs["exact activations"] = {_LEVEL: "0"}
+        figures: dict[str, Any] = {}
+        for name, config in configs.items():
+            comparison = self._recording.compare(path, config=config)
+            if not comparison.finite:
+                raise VerificationError("the rounded model gives NaN or Inf", where=name, hint="try a larger --group-size or another --transform")
+            figures[name] = _figures(comparison)
+        return {
+            "deployed": figures,
+            "linears": linears,
+            "fused": graph.operators["MatMulNBits"],
+            "not_fused": [f"{node}: ONNX Runtime dequantizes it at every run" for node in graph.unfused],
+        }
+
+
+def _figures(comparison: Comparison) -> dict[str, Any]:
+    logits = comparison.logits
+    worst = min(difference.sqnr_db for difference in comparison.outputs.values())
+    return {
+        "sqnr_db": None if math.isinf(worst) else round(worst, 2),
+        "kl_nats": json_number(logits.kl_nats) if logits else None,
+        "top1_agreement": json_number(logits.top1_agreement) if logits else None,
+    }

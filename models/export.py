@@ -1,0 +1,81 @@
+"""From a PyTorch model in memory to `model.onnx` and `config.json` in a folder, by three exporters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from optimum.exporters.onnx.convert import onnx_export_from_model
+from torch import nn
+from transformers import PreTrainedModel
+
+SCRIPT_OPSET = 18
+
+
+def export_with_optimum(model: PreTrainedModel, folder: Path, task: str) -> None:
+    """Export as `optimum-cli export onnx --task TASK` does, less its validation run and its copy of the weights on disk."""
+    model.config._name_or_path = (
+        ""  # Optimum would look for a tokenizer where the model came from; the recipes write theirs
+    )
+    model.config.architectures = [type(model).__name__]  # a model that was never saved does not have it yet
+    onnx_export_from_model(model, folder, task=task, do_validation=False)
+
+
+def export_with_dynamo(model: PreTrainedModel, folder: Path, opset: int) -> None:
+    """Export a causal LM without cache by `torch.onnx.export(dynamo=True)`, batch and sequence dynamic.
+
+    From opset 23 on the graph holds the standard's own RMSNormalization, RotaryEmbedding and Attention; below, plain arithmetic.
+    """
+    model.config.save_pretrained(folder)
+    dimensions = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length", min=2, max=512)}
+    torch.onnx.export(
+        LogitsOnly(model).eval(),
+        _example_inputs(),
+        folder / "model.onnx",
+        dynamo=True,
+        opset_version=opset,
+        input_names=["input_ids", "attention_mask"],
+        output_names=["logits"],
+        dynamic_shapes=(dimensions, dimensions),
+        external_data=False,
+        verbose=False,
+    )
+
+
+def export_with_script(model: PreTrainedModel, folder: Path) -> None:
+    """Export a causal LM without cache by `torch.onnx.export(dynamo=False)`, the TorchScript exporter."""
+    model.config.save_pretrained(folder)
+    model.set_attn_implementation("eager")
+    axes = {0: "batch_size", 1: "sequence_length"}
+    torch.onnx.export(
+        LogitsOnly(model).eval(),
+        _example_inputs(),
+        folder / "model.onnx",
+        dynamo=False,
+        opset_version=SCRIPT_OPSET,
+        input_names=["input_ids", "attention_mask"],
+        output_names=["logits"],
+        dynamic_axes={name: axes for name in ("input_ids", "attention_mask", "logits")},
+    )
+
+
+class LogitsOnly(nn.Module):
+    """A causal LM as a function of two tensors that returns one."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, sequence, vocabulary) for ids and mask (batch, sequence)."""
+        # transformers takes a 4-D mask as it is; the one it would build comes from vmap, which TorchScript cannot trace.
+        positions = torch.arange(input_ids.shape[1])
+        causal = positions[None, :] <= positions[:, None]  # (query, key)
+        visible = causal[None, None] & attention_mask[:, None, None].bool()
+        mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)
+        return self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+
+
+def _example_inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    # 3 x 17: no dimension equal to another one of the model, so that none is mistaken for a constant.
+    return torch.arange(51).reshape(3, 17), torch.ones(3, 17, dtype=torch.int64)

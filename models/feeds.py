@@ -1,0 +1,31 @@
+"""Inputs for models that take no text, in the `.npz` form of catonnx: keys are `<sample>/<input name>`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+SAMPLES = 32
+
+
+def write_image_feeds(file: Path, size: int, samples: int = SAMPLES, seed: int = 0) -> None:
+    """Write `samples` random images, each a batch of one under `<sample>/pixel_values`.
+
+    Args:
+        file: The `.npz` file to write.
+        size: Height and width in pixels.
+        samples: How many images.
+        seed: Of the random numbers.
+    """
+    generator = np.random.default_rng(seed)
+    np.savez(file, **{f"{sample}/pixel_values": _image(generator, size)[None] for sample in range(samples)})
+
+
+def _image(generator: np.random.Generator, size: int) -> npt.NDArray[np.float32]:
+    """Return smooth random colours (3, size, size), about normalized: neighbouring pixels are alike, as in photographs."""
+    spectrum = np.fft.fft2(generator.standard_normal((3, size, size)))
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None, :])
+    pixels = np.fft.ifft2(spectrum / (frequency + 1 / size)).real
+    return (pixels / pixels.std()).astype(np.float32)

@@ -1,0 +1,139 @@
+"""Put factors that no node before a site takes up into the graph, as few and fast nodes as ONNX Runtime has for them.
+
+    scale            Mul
+    hadamard m       Reshape [..., d/m, m], MatMul by one shared m x m matrix, Reshape back
+      m > 64         the same with two small matrices: H_m = H_a kron H_b
+    blocks k         Reshape [..., d/k, k], Transpose, MatMul batched over blocks, Transpose, Reshape back
+      k = d          one MatMul
+
+The inverse goes into the weights behind, so the function of the model does not change. Neighbouring factors that fit one matrix per block are
+multiplied out first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from catonnx.graph.edits import Names, Step, add_constant, insert_before
+from catonnx.graph.shapes import Shapes
+from catonnx.graph.sites import Site
+from catonnx.math.factors import Blocks, Factor, Hadamard, Scale, Transform
+from catonnx.math.hadamard import hadamard_matrix, kronecker_pair
+from catonnx.math.merging import merged
+from catonnx.passes.absorb import undo_in_readers
+
+_WIDEST_SHARED = 64
+"""Wider Hadamard matrices are run as two small ones: fewer multiply-adds, one more node."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OnlineTransform:
+    """Factors for one site that are run as nodes."""
+
+    site: Site
+    factors: tuple[Factor, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Insert(ir.passes.InPlacePass):
+    """See the module's text.
+
+    Attributes:
+        transforms: What to insert, in graph order; the sites must belong to the model.
+    """
+
+    transforms: tuple[OnlineTransform, ...]
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Insert every transform between its site and the linears that read it."""
+        graph = model.graph
+        names, shapes = Names(graph), Shapes(graph)
+        shared: dict[tuple[int, ir.DataType], ir.Value] = {}
+        for item in self.transforms:
+            writer = _Nodes(graph, names, item.site, shared, shapes)
+            steps = [step for factor in merged(item.factors) for step in writer.steps(factor)]
+            readers = [linear.node for linear in item.site.linears]
+            insert_before(graph, names, readers, item.site.value, steps)
+            undo_in_readers(graph, names, item.site, Transform(item.factors))
+        RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, bool(self.transforms))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Nodes:
+    """Spells factors as steps of a chain, for one site."""
+
+    graph: ir.Graph
+    names: Names
+    site: Site
+    shared: dict[tuple[int, ir.DataType], ir.Value]
+    shapes: Shapes
+
+    def steps(self, factor: Factor) -> list[Step]:
+        match factor:
+            case Scale():
+                return [self._step("scale", "Mul", [None, self._constant("scale", factor.vector)])]
+            case Hadamard():
+                return self._hadamard(factor)
+            case Blocks():
+                return self._blocks(factor.matrices)
+
+    @property
+    def _rank(self) -> int:
+        shape = self.shapes[self.site.value]
+        # A MatMul whose operand has no known rank: exporters of text and vision models mean [batch, position, channel].
+        default = 2 if self.site.linears[0].node.op_type == "Gemm" else 3
+        return default if shape is None else len(shape)
+
+    def _hadamard(self, factor: Hadamard) -> list[Step]:
+        first, second = kronecker_pair(factor.order)
+        whole = factor.order <= _WIDEST_SHARED or first == 1
+        tail = [factor.width // factor.order, factor.order] if whole else [factor.width // factor.order, first, second]
+        products = [self._step("hadamard", "MatMul", [None, self._matrix(factor.order if whole else second)])]
+        if not whole:
+            products.append(self._step("hadamard_outer", "MatMul", [self._matrix(first, transposed=True), None]))
+        return [self._reshape("split", tail), *products, self._reshape("join", [factor.width])]
+
+    def _blocks(self, matrices: np.ndarray) -> list[Step]:
+        count, block, _ = matrices.shape
+        if count == 1:
+            return [self._step("transform", "MatMul", [None, self._constant("transform", matrices[0])])]
+        rank = self._rank
+        to_front = [rank - 1, *range(rank - 1), rank]
+        to_back = [*range(1, rank), 0, rank]
+        weight = matrices.reshape(count, *(1,) * (rank - 2), block, block)
+        return [
+            self._reshape("split", [count, block]),
+            self._step("blocks_first", "Transpose", [None], perm=to_front),
+            self._step("transform", "MatMul", [None, self._constant("transform", weight)]),
+            self._step("blocks_last", "Transpose", [None], perm=to_back),
+            self._reshape("join", [count * block]),
+        ]
+
+    def _step(self, what: str, operator: str, inputs: Sequence[ir.Value | None], **attributes: object) -> Step:
+        return Step(f"{self.site.name}/cat/{what}", operator, tuple(inputs), attributes)
+
+    def _reshape(self, what: str, tail: Sequence[int]) -> Step:
+        """Reshape the channel axes to `tail` and leave the others (a 0 copies a length)."""
+        target = np.array([*(0,) * (self._rank - 1), *tail], np.int64)
+        return self._step(what, "Reshape", [None, add_constant(self.graph, self.names, f"{self.site.name}/cat/{what}_shape", target)])
+
+    def _constant(self, what: str, array: np.ndarray) -> ir.Value:
+        return add_constant(self.graph, self.names, f"{self.site.name}/cat/{what}_matrix", self._typed(array))
+
+    def _matrix(self, order: int, *, transposed: bool = False) -> ir.Value:
+        """Return the Hadamard matrix of an order, one initializer for the whole model."""
+        key = (-order if transposed else order, self.site.dtype)
+        if key not in self.shared:
+            matrix = hadamard_matrix(order)
+            wanted = f"catonnx/hadamard_{order}"
+            self.shared[key] = add_constant(self.graph, self.names, wanted, self._typed(matrix.T if transposed else matrix))
+        return self.shared[key]
+
+    def _typed(self, array: np.ndarray) -> ir.TensorProtocol:
+        return ir.Tensor(np.ascontiguousarray(array).astype(self.site.dtype.numpy()), dtype=self.site.dtype)
