@@ -1,5 +1,33 @@
-"""catonnx: 4-bit ONNX models by Concentration-Alignment Transforms (arXiv 2603.04359)."""
+"""catonnx: 4-bit ONNX models by Concentration-Alignment Transforms (arXiv 2603.04359).
+
+`catonnx.optimize(model, out, recipe)` is the whole way. Importing catonnx costs nothing: what it hands out is loaded
+when it is asked for.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from catonnx.pipeline import optimize
+    from catonnx.recipe import Recipe
+    from catonnx.report import Report
+
 __version__ = "0.1.0"
+__all__ = ["Recipe", "Report", "__version__", "optimize"]
+
+_HOMES = {"optimize": "catonnx.pipeline", "Recipe": "catonnx.recipe", "Report": "catonnx.report"}
+
+
+def __getattr__(name: str) -> object:
+    """Load what `catonnx` hands out (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -79,8 +79,8 @@ def optimize(
 
         with clock("calibrate"):
             fits = plan is None and recipe.needs_moments
-            feeds = _feeds(reference, source, opened, recipe, recipe.samples if fits else VERIFIED_RUNS, progress)
-            moments = _moments(opened, work, feeds, recipe, progress) if fits else {}
+            feeds = calibration_feeds(reference, source, opened, recipe, recipe.samples if fits else VERIFIED_RUNS, progress)
+            moments = measure_sites(opened, work, feeds, recipe, progress) if fits else {}
 
         with clock("plan"):
             chosen = plan or make_plan(recipe, opened.sites, opened.absorptions, moments, selected_weights)
@@ -147,9 +147,10 @@ def _check_places(source: load.Source, out: Path) -> None:
         raise OutputError("the model lies inside the output folder", where=out, hint="choose another place")
 
 
-def _feeds(
+def calibration_feeds(
     reference: Path, source: load.Source, opened: Opened, recipe: Recipe, samples: int, progress: Progress
 ) -> list[Feeds]:
+    """Return calibration inputs as the recipe wants them, `samples` sequences at most."""
     return gather(
         reference,
         opened.model,
@@ -163,7 +164,7 @@ def _feeds(
     )
 
 
-def _moments(opened: Opened, work: Path, feeds: Sequence[Feeds], recipe: Recipe, progress: Progress) -> dict[str, Moments]:
+def measure_sites(opened: Opened, work: Path, feeds: Sequence[Feeds], recipe: Recipe, progress: Progress) -> dict[str, Moments]:
     """Run the model up to its last site and sum up what flows into each."""
     requests = {
         site.name: MomentRequest(site.name, site.width, moment_width(site.width, opened.absorptions[site.name], recipe))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import re
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from catonnx.naming import kind_of
 from catonnx.plan import Plan
 
 FORMAT = 1
@@ -46,8 +47,7 @@ class SiteRow:
     @property
     def kind(self) -> str:
         """A name for all sites like this one: the linears' names with numbers left out and common parts joined."""
-        parts = [re.sub(r"\d+", "*", name) for name in self.linears]
-        return _joined(parts)
+        return kind_of(self.linears)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,7 @@ class KindRow:
     online: str
     sqnr_before: float | None
     sqnr_after: float | None
+    sqnr_weights: float | None
     bytes_before: int
     bytes_after: int
 
@@ -117,6 +118,7 @@ class Report:
                 ", ".join(online),
                 _mean([row.sqnr_before for row in rows]),
                 _mean([row.sqnr_after for row in rows]),
+                _mean([row.sqnr_weights for row in rows]),
                 sum(row.bytes_before for row in rows),
                 sum(row.bytes_after for row in rows),
             )
@@ -129,20 +131,16 @@ class Report:
         data |= dataclasses.asdict(dataclasses.replace(self, plan=Plan(())))
         del data["plan"]
         data["steps"] = {step: round(seconds, 3) for step, seconds in self.steps}
+        for row in data["sites"]:
+            # JSON knows no infinity: an SQNR is infinite where the weights lie on the grid already.
+            row |= {name: _json_decibels(value) for name, value in row.items() if name.startswith("sqnr_")}
         return data
+
+
+def _json_decibels(value: float | None) -> float | None:
+    return round(value, 2) if value is not None and math.isfinite(value) else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _joined(names: Sequence[str]) -> str:
-    """Join names by what they share: `a/q/M`, `a/k/M` become `a/{q,k}/M`."""
-    if len(set(names)) == 1:
-        return names[0]
-    split = [re.split(r"([/.])", name) for name in names]
-    if len({len(parts) for parts in split}) > 1:
-        return ", ".join(names)
-    columns = (tuple(dict.fromkeys(column)) for column in zip(*split, strict=True))
-    return "".join(column[0] if len(column) == 1 else "{" + ",".join(column) + "}" for column in columns)

@@ -42,6 +42,7 @@ def make(name: str, out: Path | None) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     # What the exporters remark about themselves would bury the one line that matters.
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    os.environ["TQDM_DISABLE"] = "1"
     warnings.simplefilter("ignore")
     start = time.perf_counter()
     build(name, folder)

@@ -1,6 +1,6 @@
 """Make a recipe once, keep it, and hand out its path.
 
-Whatever is made appears under its final name only when it is whole: it is built beside it, under another name, and renamed.
+What is made appears under its name only when it is whole: it is built beside its place and then renamed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RecipeError(CatonnxError):
 def path(name: str) -> Path:
     """Return where the model or text `name` lies, after making it if it is not there yet.
 
-    It is made in a process of its own: the caller never imports torch, and gets none of its memory and none of its warnings.
+    It is made in a process of its own: the caller never imports torch, and is spared its memory and its warnings.
 
     Args:
         name: A key of `models.RECIPES`.

@@ -13,18 +13,18 @@ SCRIPT_OPSET = 18
 
 
 def export_with_optimum(model: PreTrainedModel, folder: Path, task: str) -> None:
-    """Export as `optimum-cli export onnx --task TASK` does, less its validation run and its copy of the weights on disk."""
-    model.config._name_or_path = (
-        ""  # Optimum would look for a tokenizer where the model came from; the recipes write theirs
-    )
-    model.config.architectures = [type(model).__name__]  # a model that was never saved does not have it yet
+    """Export as `optimum-cli export onnx --task TASK` does, less its validation run and a copy of the weights."""
+    # Optimum would look for a tokenizer where the model came from; the recipes write theirs.
+    model.config._name_or_path = ""
+    # Known only to models that were saved once.
+    model.config.architectures = [type(model).__name__]
     onnx_export_from_model(model, folder, task=task, do_validation=False)
 
 
 def export_with_dynamo(model: PreTrainedModel, folder: Path, opset: int) -> None:
     """Export a causal LM without cache by `torch.onnx.export(dynamo=True)`, batch and sequence dynamic.
 
-    From opset 23 on the graph holds the standard's own RMSNormalization, RotaryEmbedding and Attention; below, plain arithmetic.
+    From opset 23 on the graph holds RMSNormalization, RotaryEmbedding and Attention nodes; below, plain arithmetic.
     """
     model.config.save_pretrained(folder)
     dimensions = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length", min=2, max=512)}
@@ -55,11 +55,11 @@ def export_with_script(model: PreTrainedModel, folder: Path) -> None:
         opset_version=SCRIPT_OPSET,
         input_names=["input_ids", "attention_mask"],
         output_names=["logits"],
-        dynamic_axes={name: axes for name in ("input_ids", "attention_mask", "logits")},
+        dynamic_axes=dict.fromkeys(("input_ids", "attention_mask", "logits"), axes),
     )
 
 
-class LogitsOnly(nn.Module):
+class LogitsOnly(nn.Module):  # type: ignore[misc]  # torch is not analyzed
     """A causal LM as a function of two tensors that returns one."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -68,12 +68,14 @@ class LogitsOnly(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return logits (batch, sequence, vocabulary) for ids and mask (batch, sequence)."""
-        # transformers takes a 4-D mask as it is; the one it would build comes from vmap, which TorchScript cannot trace.
+        # transformers takes a 4-D mask as it is; its own comes from vmap, which TorchScript cannot trace.
         positions = torch.arange(input_ids.shape[1])
         causal = positions[None, :] <= positions[:, None]  # (query, key)
         visible = causal[None, None] & attention_mask[:, None, None].bool()
         mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)
-        return self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+        # A row of positions for each row of ids: RotaryEmbedding of opset 23 does not broadcast.
+        positions = positions.expand_as(input_ids)
+        return self.model(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
 
 
 def _example_inputs() -> tuple[torch.Tensor, torch.Tensor]:

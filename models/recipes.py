@@ -1,6 +1,7 @@
 """The table of recipes: what can be made, from which packages, and by which function.
 
-A recipe is one function that fills an empty folder. The builders are imported when they run: looking at the table imports no torch.
+A recipe is one function that fills an empty folder. What it needs is imported when it runs, so that reading the table
+imports no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Texts from the test data of gensim: news to calibrate on, Wikipedia to evaluate on, documents with human judgements."""
+"""Texts from the test data of gensim: news to calibrate on, Wikipedia to evaluate on, documents judged by people."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 DEVELOPMENT_SHARE = 0.6
-"""Part of the Wikipedia characters that may be used; the rest is kept for a final check by others and must never be written."""
+"""Part of the Wikipedia characters to work with; the rest is for a final check by others: never write or use it."""
 
 SHORTEST_PROSE = 80
 WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -21,9 +21,9 @@ def write_news(file: Path) -> None:
 
 
 def write_lee(folder: Path) -> None:
-    """Write `documents.txt`, 50 short documents, one a line, and `similarities.txt`, how alike people find each two (0 to 1).
+    """Write `documents.txt`, 50 short documents, one a line, and `similarities.txt`, how alike people find each two.
 
-    The judgements are a matrix of 50 lines and 50 columns, separated by tabs, of which only the part above the diagonal is filled.
+    The judgements, from 0 to 1, are 50 lines of 50 columns separated by tabs; only those above the diagonal are filled.
     Source: Lee, Pincombe and Welsh, An empirical evaluation of models of text document similarity, 2005.
     """
     documents = _test_data("lee.cor").read_text(encoding="latin-1")
@@ -32,13 +32,22 @@ def write_lee(folder: Path) -> None:
 
 
 def write_wikipedia(file: Path) -> None:
-    """Write the first 60 % of the prose of about 100 English Wikipedia articles: a paragraph a line, a blank line between articles."""
+    """Write the first 60 % of the prose of 100 English Wikipedia articles.
+
+    A line is a paragraph, a blank line separates articles. Articles open with what is easy to predict: measure
+    perplexity on rows spread over the whole file.
+    """
+    file.write_text(development_part(wikipedia_prose()), encoding="utf-8")
+
+
+def wikipedia_prose() -> str:
+    """Return the prose of all articles; only `development_part` of it may be used or kept."""
     from gensim.corpora.wikicorpus import extract_pages, filter_wiki
 
     with bz2.open(_test_data(WIKIPEDIA), "rb") as dump:
         pages = extract_pages(dump, filter_namespaces=("0",))
         articles = [prose(filter_wiki(source)) for _, source, _ in pages if not is_redirect(source)]
-    file.write_text(development_part("\n\n".join(filter(None, articles))), encoding="utf-8")
+    return "\n\n".join(filter(None, articles))
 
 
 def is_redirect(source: str) -> bool:
@@ -47,7 +56,7 @@ def is_redirect(source: str) -> bool:
 
 
 def prose(article: str) -> str:
-    """Return the lines that are paragraphs: not short, not items of a list, formula or caption, and a whole sentence at the end."""
+    """Return the lines that are paragraphs: not short, not an item of a list, and with a whole sentence at the end."""
     return "\n".join(_paragraphs(article.splitlines()))
 
 

@@ -29,7 +29,7 @@ INITIALIZER_RANGE = 0.125  # 1 / sqrt(64): signals keep their size from layer to
 
 
 def llama() -> LlamaForCausalLM:
-    """Three layers with RMSNorm, rotary positions, 4 query heads on 2 KV heads, a gated MLP, no biases, lm_head of its own."""
+    """Three layers: RMSNorm, rotary positions, 4 query heads on 2 KV heads, gated MLP, no biases, untied lm_head."""
     generator = _seeded()
     config = LlamaConfig(
         vocab_size=tokens.VOCABULARY_SIZE,
@@ -60,7 +60,7 @@ def llama() -> LlamaForCausalLM:
 
 
 def gpt2() -> GPT2LMHeadModel:
-    """Two layers with LayerNorm, one fused q/k/v projection, biases, GELU, learned positions, embedding tied to lm_head."""
+    """Two layers: LayerNorm, one fused q/k/v projection, biases, GELU, learned positions, embedding tied to lm_head."""
     generator = _seeded()
     config = GPT2Config(
         vocab_size=tokens.VOCABULARY_SIZE,
@@ -86,8 +86,8 @@ def gpt2() -> GPT2LMHeadModel:
 def bert() -> BertModel:
     """Two post-norm encoder layers with biases.
 
-    A norm of a post-norm model feeds the residual stream too, so outliers planted there change the function of the model and travel
-    on to the next norm, as they do in real BERTs. For random weights one function is as good as the other.
+    A norm of a post-norm model feeds the residual stream too, so outliers planted there change the function of the
+    model and travel on to the next norm, as they do in real BERTs. Random weights do not mind.
     """
     generator = _seeded()
     config = BertConfig(

@@ -1,7 +1,7 @@
 """A tokenizer of one token per byte, for models too small to deserve a vocabulary.
 
-Ids 0 to 255 stand for the bytes (in the order of the byte-level alphabet), the special tokens follow. Nothing is trained, so the
-same file comes out everywhere, every text has tokens, and every sampled token is text again.
+Ids 0 to 255 stand for the bytes (in the order of the byte-level alphabet), the special tokens follow. Nothing is
+trained: the same file comes out everywhere, and every text has tokens.
 """
 
 from __future__ import annotations

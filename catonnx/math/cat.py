@@ -71,7 +71,7 @@ def cat_blocks(x_moment: NDArray[Any], w_moment: NDArray[Any], damping: float = 
         block = int(eigenvalues.min(axis=1).argmin())
         raise ValueError(f"the weight moment of block {block} is not positive definite; raise the damping")
     root = np.linalg.solve(upper, vectors * eigenvalues[:, None, :] ** 0.25)
-    # eigh of G loses twice the digits that svd of B would, and takes a third of its time; 11 digits are left.
+    # eigh of G loses twice the digits that svd of B would, and takes a third of its time; 10 digits are left.
     eigenvalues, vectors = np.linalg.eigh(root @ root.swapaxes(1, 2))
     aligned = (vectors * np.sqrt(eigenvalues)[:, None, :]) @ vectors.swapaxes(1, 2)
     return np.asarray((aligned + aligned.swapaxes(1, 2)) / 2, dtype=np.float64)

@@ -62,8 +62,6 @@ class Moments:
         rows = rows.reshape(-1, self.width)
         if not len(rows):
             return
-        if rows.dtype.itemsize < 4:
-            rows = rows.astype(np.float32)
         with np.errstate(invalid="ignore", over="ignore"):  # is_finite tells; the caller knows the site's name
             self.sums += _block_products(rows, self.block)
             high, low = rows.max(axis=1).astype(np.float64), rows.min(axis=1).astype(np.float64)
@@ -173,8 +171,8 @@ def _block_products(rows: NDArray[Any], block: int) -> Array:
     if block == 1:
         squares: Array = np.einsum("rd,rd->d", rows, rows, dtype=np.float64)
         return squares[:, None, None]
-    if block < FLOAT32_BLOCK:
-        rows = rows.astype(np.float64, copy=False)
-    by_block = rows.reshape(len(rows), -1, block)
+    # float16 would overflow at 256^2.
+    precision = np.float64 if block < FLOAT32_BLOCK else np.promote_types(rows.dtype, np.float32)
+    by_block = rows.astype(precision, copy=False).reshape(len(rows), -1, block)
     products = by_block.transpose(1, 2, 0) @ by_block.transpose(1, 0, 2)
     return np.asarray(products, dtype=np.float64)

@@ -165,10 +165,13 @@ def load_npz_feeds(path: str | Path, inputs: Sequence[ModelInput]) -> list[Feeds
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here because np.load leaves its own handle open when the archive is broken.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise CalibrationError("this is a single array, not an .npz file", where=path, hint=_NPZ_HINT)
-            arrays = {key: archive[key] for key in archive.files}
+            with archive:
+                arrays = {key: archive[key] for key in archive.files}
     except FileNotFoundError as error:
         raise CalibrationError("the file does not exist", where=path) from error
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:

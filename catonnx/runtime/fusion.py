@@ -13,7 +13,7 @@ import onnx_ir as ir
 from catonnx.graph.load import read
 from catonnx.runtime.sessions import open_session
 
-_PRODUCTS = frozenset({"MatMul", "Gemm"})
+_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm"})
 _TRANSPARENT = frozenset({"Transpose", "Cast", "Reshape", "Identity"})
 
 

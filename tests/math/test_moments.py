@@ -110,8 +110,11 @@ def test_bad_values_show(value: float, block: int) -> None:
     assert not moments.is_finite
 
 
-def test_large_half_precision_values_do_not_overflow() -> None:
-    assert moments_of(np.full((3, 2), 6e4, dtype=np.float16), 2).is_finite
+@pytest.mark.parametrize("block", [1, 2, FLOAT32_BLOCK])
+def test_large_half_precision_values_do_not_overflow(block: int) -> None:
+    moments = moments_of(np.full((3, FLOAT32_BLOCK), 6e4, dtype=np.float16), block)
+    assert moments.is_finite
+    np.testing.assert_allclose(moments.diagonal(), 6e4**2, rtol=2e-3)  # float16 rounds 6e4 to 59 968
 
 
 @pytest.mark.parametrize("block", [1, 3])

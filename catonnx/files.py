@@ -1,0 +1,60 @@
+"""Small files that the user asked for, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from catonnx.errors import OutputError
+
+
+def check_place(path: Path) -> None:
+    """Refuse a place where no file can be written, before long work is done for it.
+
+    Raises:
+        OutputError: if the folder is missing or not writable, or `path` is a folder.
+    """
+    if path.is_dir():
+        raise OutputError("this is a folder, not a file", where=path, hint="name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise OutputError("the folder does not exist", where=path.absolute().parent, hint="make it first")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise OutputError("nothing can be written there", where=path.absolute().parent, hint="choose another place")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place, then rename it; a file that stood there is replaced.
+
+    Raises:
+        OutputError: if it cannot be written; what stood there still does.
+    """
+    check_place(path)
+    umask = os.umask(0)
+    os.umask(umask)
+    part: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.absolute().parent, prefix=f".{path.name}.", delete=False) as file:
+            part = Path(file.name)
+            file.write(content)
+        part.chmod(0o666 & ~umask)
+        part.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"the file cannot be written: {reason}", where=path, hint="free some space") from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write plain data as JSON.
+
+    Raises:
+        OutputError: as `write_whole`.
+        ValueError: if a number is NaN or Inf, which JSON does not know.
+    """
+    write_whole(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())

@@ -1,0 +1,254 @@
+"""What commands show at the end, as tables of at most 100 columns, plain ASCII but for the lines."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from catonnx.naming import in_common, kind_of, shortened, summed_up, without_numbers
+
+if TYPE_CHECKING:
+    from catonnx.evaluation import Judged
+    from catonnx.inspection import Inspection, SiteView
+    from catonnx.report import Report
+
+_REASONS_SHOWN = 6
+_WIDEST_NAME = 36
+
+
+def optimized(report: Report) -> list[RenderableType]:
+    """Return what `optimize` shows: a table by kind of layer, one of the deployed model's figures, and facts."""
+    shown: list[RenderableType] = [_kinds(report)]
+    if report.verification.get("deployed"):
+        shown.append(_deployed(report.verification["deployed"]))
+    return [*shown, _facts(_report_facts(report))]
+
+
+def inspected(inspection: Inspection) -> list[RenderableType]:
+    """Return what `inspect` shows: sites that are alike in one row, the plan, predictions, and what is left alone."""
+    if not inspection.sites:
+        return [Text("no linear layer to optimize"), _left_alone(inspection.left)]
+    tables: list[RenderableType] = [_structure(inspection.sites)]
+    if inspection.planned:
+        tables.append(_plan(inspection.sites))
+    if any(site.figures for site in inspection.sites):
+        tables.append(_predictions(inspection.sites))
+    return [*tables, _left_alone(inspection.left)]
+
+
+def judged(result: Judged) -> list[RenderableType]:
+    """Return what `evaluate` shows: figures down, models across."""
+    rows = [result.model, *([] if result.against is None else [result.against])]
+    table = _table(f"{result.model.rows} rows of {result.tokens} tokens", *result.names)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for label, field, digits in (
+        ("perplexity", "perplexity", 3),
+        ("KL divergence, nats", "kl_nats", 4),
+        ("same most likely token", "top1_agreement", None),
+        ("prefill, tokens/s", "prefill_tokens_per_second", 1),
+        ("decode, tokens/s", "decode_tokens_per_second", 1),
+    ):
+        values = [getattr(row, field) for row in rows]
+        if any(value is not None for value in values):
+            table.add_row(label, *(_percent(value) if digits is None else _number(value, digits) for value in values))
+    for name, value in (result.model.cosine or {}).items():
+        table.add_row(f"cosine of {name}", _number(value, 4), *[""] * (len(rows) - 1))
+    sizes = [row.disk_bytes for row in rows]
+    unit, scale = _unit(sizes)
+    table.add_row(f"size on disk, {unit}", *(f"{size / scale:.1f}" for size in sizes))
+    return [table]
+
+
+def _kinds(report: Report) -> Table:
+    kinds = report.kinds()
+    names = shortened([kind.kind for kind in kinds])
+    unit, scale = _unit([kind.bytes_before for kind in kinds])
+    table = _table(
+        *("layers", ">linears", "absorbed", "online"),
+        *(">SQNR dB\nbefore", ">\nafter", ">\nmeasured", f">{unit}\nbefore", ">\nafter"),
+        names=names,
+    )
+    for name, kind in zip(names, kinds, strict=True):
+        table.add_row(
+            name,
+            str(kind.linears),
+            kind.absorbed or "-",
+            kind.online or "-",
+            *(_number(value, 1) for value in (kind.sqnr_before, kind.sqnr_after, kind.sqnr_weights)),
+            f"{kind.bytes_before / scale:.1f}",
+            f"{kind.bytes_after / scale:.1f}",
+        )
+    sizes = (sum(kind.bytes_before for kind in kinds), sum(kind.bytes_after for kind in kinds))
+    table.add_section()
+    table.add_row(
+        "total", str(sum(kind.linears for kind in kinds)), *[""] * 5, *(f"{size / scale:.1f}" for size in sizes)
+    )
+    return table
+
+
+def _deployed(figures: dict[str, Any]) -> Table:
+    table = _table("against the source", ">output SQNR dB", ">KL nats", ">top-1")
+    for name, row in figures.items():
+        table.add_row(name, _number(row["sqnr_db"], 1), _number(row["kl_nats"], 4), _percent(row["top1_agreement"]))
+    return table
+
+
+def _report_facts(report: Report) -> list[tuple[str, str]]:
+    checked = report.verification
+    before, after = report.size_before, report.size_after
+    unit, scale = _unit([before])
+    facts = [
+        ("verified", f"the same function before rounding: relative L2 {checked['transform_relative_l2']:.1e}"),
+    ]
+    if "fused" in checked:
+        facts.append(("", f"{checked['fused']} of {checked['linears']} rounded linears run as MatMulNBits"))
+        facts += [("", f"{count} x {reason}") for reason, count in summed_up(checked["not_fused"])[:_REASONS_SHOWN]]
+    facts += _reasons("left alone", [reason for _, _, reason in report.left])
+    facts += _reasons("remarks", [row.why for row in report.sites if row.why])
+    if report.changed_caches:
+        names = ", ".join(name for name, _ in summed_up(report.changed_caches))
+        count = len(report.changed_caches)
+        facts.append(("caches", f"{names} ({count}) are in a basis of their own; --caches exact keeps the source's"))
+    times = ", ".join(f"{step} {seconds:.1f}" for step, seconds in report.steps)
+    total = sum(seconds for _, seconds in report.steps)
+    facts += [
+        ("seconds", f"{times}; {total:.1f} in all"),
+        ("memory", f"{report.peak_memory / 1e6:.0f} MB at most"),
+        (
+            "size",
+            f"{before / scale:.1f} -> {after / scale:.1f} {unit} on disk ({before / max(after, 1):.1f} x smaller)",
+        ),
+        ("saved", report.out),
+        ("try it", shlex.join(["catonnx", "evaluate", report.out, "--against", report.source, "--text", "FILE.txt"])),
+    ]
+    return facts
+
+
+def _structure(sites: Sequence[SiteView]) -> Table:
+    alike = _alike(sites, lambda site: (site.inputs, site.outputs, site.path, site.width, site.ties))
+    names = [f"{name}\n{group[0].inputs} -> {', '.join(map(str, group[0].outputs))}" for name, group in alike]
+    table = _table("layers, K -> N", ">sites", "absorbs", "stands before, nearest first; why no more", names=names)
+    for name, (_, group) in zip(names, alike, strict=True):
+        story = [" < ".join(group[0].path), in_common([site.reason for site in group])]
+        caches = [cache for site in group for cache in site.caches]
+        story += [f"changes {', '.join(dict(summed_up(caches)))}"] if caches else []
+        table.add_row(name, str(len(group)), _absorbs(group[0]), "\n".join(filter(None, story)))
+    return table
+
+
+def _alike(
+    sites: Sequence[SiteView], look: Callable[[SiteView], tuple[object, ...]]
+) -> list[tuple[str, list[SiteView]]]:
+    """Return a name, and all sites that look the same but for numbers in their names and reasons."""
+    groups: dict[tuple[object, ...], list[SiteView]] = {}
+    for site in sites:
+        words = (kind_of(site.linears), without_numbers(site.reason), without_numbers(site.why))
+        groups.setdefault((*words, *look(site)), []).append(site)
+    names = shortened([kind_of(group[0].linears) for group in groups.values()])
+    return list(zip(names, groups.values(), strict=True))
+
+
+def _absorbs(site: SiteView) -> str:
+    if site.width == 0:
+        return "nothing"
+    tied = "" if site.ties == 1 else (f",\ntied by {site.ties}" if site.ties else ",\npartly tied")
+    return ("scale" if site.width == 1 else f"blocks of {site.width}") + tied
+
+
+def _plan(sites: Sequence[SiteView]) -> Table:
+    alike = _alike(sites, lambda site: (site.absorbed, site.online))
+    table = _table("plan", ">sites", "absorbed", "online", "remarks", names=[name for name, _ in alike])
+    for name, group in alike:
+        site, why = group[0], in_common([one.why for one in group])
+        table.add_row(name, str(len(group)), ", ".join(site.absorbed) or "-", ", ".join(site.online) or "-", why)
+    return table
+
+
+def _predictions(sites: Sequence[SiteView]) -> Table:
+    table = _table("predicted, dB", ">SQNR\nbefore", ">\nafter", ">C(x)", ">C(W)", ">A")
+    names = shortened([_joined_names(site) for site in sites])
+    for name, site in zip(names, sites, strict=True):
+        if site.figures is None:
+            table.add_row(name, "-", "-", "-", "-", "-")
+            continue
+        own = site.figures
+        values = (own.sqnr_before, own.sqnr_after, own.x_concentration, own.w_concentration, own.alignment)
+        table.add_row(name, *(_number(value, 1) for value in values))
+    return table
+
+
+def _joined_names(site: SiteView) -> str:
+    """Return the name of the first linear, and how many others read the same value."""
+    more = f" (+{len(site.linears) - 1})" if len(site.linears) > 1 else ""
+    return site.linears[0] + more
+
+
+def _left_alone(left: Sequence[tuple[str, str, str]]) -> RenderableType:
+    if not left:
+        return Text("nothing that looks like a linear is left alone")
+    table = _table("left alone", "operator", "why")
+    for name, operator, reason in left:
+        table.add_row(name or "(no name)", operator, reason)
+    return table
+
+
+def _reasons(title: str, reasons: Sequence[str]) -> list[tuple[str, str]]:
+    counted = summed_up(reasons)
+    rows = [f"{count} x {reason}" for reason, count in counted[:_REASONS_SHOWN]]
+    if len(counted) > _REASONS_SHOWN:
+        rows.append(f"and {len(counted) - _REASONS_SHOWN} others; catonnx.json lists all")
+    return [(title if index == 0 else "", row) for index, row in enumerate(rows)]
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for fact in facts:
+        grid.add_row(*map(Text, fact))
+    return grid
+
+
+def _table(*columns: str, names: Sequence[str] = ()) -> Table:
+    """Return a table; a column whose name begins with > is aligned to the right and never wrapped.
+
+    What is listed in `names` will stand in the first column, which is made wide enough for it within reason.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for name in columns:
+        right = name.startswith(">")
+        table.add_column(
+            Text(name.removeprefix(">")),
+            justify="right" if right else "left",
+            no_wrap=right,
+            overflow="fold",
+            vertical="top",
+        )
+    if names:
+        lines = [line for name in (columns[0], *names) for line in name.splitlines()]
+        table.columns[0].width = min(_WIDEST_NAME, max(map(len, lines)))
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if math.isfinite(value) else str(value)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _unit(sizes: Sequence[int]) -> tuple[str, float]:
+    """Return the unit in which the largest size is a handy number."""
+    largest = max(sizes, default=0)
+    return next(((name, size) for name, size in (("GB", 1e9), ("MB", 1e6)) if largest >= size), ("kB", 1e3))

@@ -1,0 +1,142 @@
+"""The terminal: results on stdout, progress and errors on stderr, and signals that end a run cleanly."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import rich.progress
+import typer
+from rich.console import Console, RenderableType
+
+from catonnx.errors import CatonnxError
+from catonnx.progress import Progress, silent
+
+WIDTH = 100
+"""Columns that results take up at most, and where there is no terminal."""
+
+INTERRUPTED = 130
+
+_SAME_KEY_SECONDS = 2.0
+"""Ctrl-C pressed again, or passed on by a parent process, within this time must not cut the clean-up short."""
+
+
+class Terminal:
+    """Where a command shows things.
+
+    Args:
+        quiet: No progress and no notes.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._out = _console(stderr=False)
+        self._err = _console(stderr=True)
+
+    def show(self, *items: RenderableType) -> None:
+        """Write results to stdout, an empty line between them."""
+        for index, item in enumerate(items):
+            if index:
+                self._out.print()
+            self._out.print(item)
+
+    def note(self, text: str) -> None:
+        """Write a remark to stderr, unless quiet."""
+        if not self._quiet:
+            self._err.print(f"note: {text}", soft_wrap=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """Show how far long steps are and how long they still take, on a terminal only; nothing of it stays."""
+        if self._quiet or not self._err.is_terminal:
+            yield silent
+            return
+        columns = (
+            rich.progress.SpinnerColumn("line"),
+            rich.progress.TextColumn("{task.description}", markup=False),
+            rich.progress.BarColumn(bar_width=30),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("left"),
+            rich.progress.TimeRemainingColumn(),
+        )
+        with rich.progress.Progress(*columns, console=self._err, transient=True) as bars:
+            tasks: dict[str, rich.progress.TaskID] = {}
+            bars.add_task("in all", total=None)
+
+            def show(step: str, done: int, total: int) -> None:
+                if step not in tasks:
+                    tasks[step] = bars.add_task(step, total=total)
+                elif bars.tasks[tasks[step]].finished:
+                    bars.reset(tasks[step], total=total)
+                bars.update(tasks[step], completed=done, total=total)
+
+            yield show
+
+
+@contextmanager
+def guarded(*, verbose: bool = False) -> Iterator[None]:
+    """Turn a deliberate error or an interruption into one line on stderr and an exit code; SIGTERM is an interruption.
+
+    Args:
+        verbose: Show the traceback too.
+
+    Raises:
+        typer.Exit: with the error's exit code, or 130.
+    """
+    try:
+        with _interruptible():
+            yield
+    except CatonnxError as error:
+        if verbose:
+            traceback.print_exc()
+        typer.echo("error: " + " ".join(str(error).splitlines()), err=True)
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as interruption:
+        if verbose:
+            traceback.print_exc()
+        typer.echo("error: interrupted", err=True)
+        raise typer.Exit(INTERRUPTED) from interruption
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGINT and SIGTERM raise KeyboardInterrupt, so that every clean-up runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    last = -_SAME_KEY_SECONDS
+
+    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        nonlocal last
+        again, last = time.monotonic() - last < _SAME_KEY_SECONDS, time.monotonic()
+        if not again:
+            raise KeyboardInterrupt
+
+    # A parent that made us ignore a signal (nohup, a shell's background job) wants it ignored.
+    wanted = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
+    return console
+
+
+def forgive_encodings() -> None:
+    """Let stdout write names that its encoding does not know as escapes, as stderr does."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")

@@ -1,0 +1,83 @@
+"""Models that several rooms test on, made once and kept in the cache of `models`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import models
+from models.cache import MissingPackageError
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Path:
+    """Folder of 3 random Llama layers with cache (Optimum, opset 18)."""
+    return models.path("tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_dynamo() -> Path:
+    """Folder of the same layers without cache (dynamo, opset 20)."""
+    return models.path("tiny-llama-dynamo")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_opset23() -> Path:
+    """Folder of the same layers with RMSNormalization, RotaryEmbedding and Attention nodes (dynamo, opset 23)."""
+    return models.path("tiny-llama-opset23")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_script() -> Path:
+    """Folder of the same layers without cache (TorchScript, opset 18)."""
+    return models.path("tiny-llama-script")
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2() -> Path:
+    """Folder of 2 random GPT-2 layers with cache (Optimum, opset 18)."""
+    return models.path("tiny-gpt2")
+
+
+@pytest.fixture(scope="session")
+def tiny_bert() -> Path:
+    """Folder of 2 random BERT layers (Optimum, opset 18)."""
+    return models.path("tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_vit() -> Path:
+    """Folder of 2 random ViT layers (Optimum, opset 18), with `feeds.npz`."""
+    return models.path("tiny-vit")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Folder of SmolLM2-135M-Instruct with cache; for tests marked `real_model`."""
+    return _real("smollm2")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Folder of all-MiniLM-L6-v2; for tests marked `real_model`."""
+    return _real("minilm")
+
+
+@pytest.fixture(scope="session")
+def news() -> Path:
+    """File of news stories, one a line, to calibrate on."""
+    return models.path("news")
+
+
+@pytest.fixture(scope="session")
+def wikipedia() -> Path:
+    """File of Wikipedia prose to evaluate on."""
+    return models.path("wikipedia")
+
+
+def _real(name: str) -> Path:
+    try:
+        return models.path(name)
+    except MissingPackageError as error:
+        pytest.skip(str(error))
