@@ -89,6 +89,8 @@ def selected_weights(site: Site) -> list[np.ndarray]:
         assert weight is not None
         array = float64_of(weight)()
         if not np.isfinite(array).all():
-            raise ModelError("the weight holds NaN or Inf", where=linear.name, hint="export the model again, or --exclude it")
+            raise ModelError(
+                "the weight holds NaN or Inf", where=linear.name, hint="export the model again, or --exclude it"
+            )
         arrays.append(array)
     return arrays

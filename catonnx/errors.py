@@ -1,7 +1,7 @@
 """Every error that catonnx raises on purpose.
 
-Each one says what was found, where (file, node, input), and what to do about it, and carries the exit code of the command line.
-Anything else that escapes is a bug.
+Each one says what was found, where (file, node, input), and what to do about it, and carries the exit code of the
+command line. Anything else that escapes is a bug.
 
 | code | class | meaning |
 | --- | --- | --- |

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from catonnx.analysis import Opened, analyse, selected_weights
 from catonnx.graph import load
@@ -131,7 +132,8 @@ def inspect(
     """
     recipe = recipe or Recipe()
     source = load.find(Path(model))
-    with tempfile.TemporaryDirectory(prefix="catonnx-") as folder:
+    # One BLAS thread for the reason that `optimize` has.
+    with threadpool_limits(1, "blas"), tempfile.TemporaryDirectory(prefix="catonnx-") as folder:
         work = Path(folder)
         if recipe.calibration is None:
             opened = analyse(load.load(source.path), recipe)

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from catonnx.analysis import Opened, analyse, check_something_to_do, selected_weights
 from catonnx.errors import OutputError
@@ -68,7 +69,8 @@ def optimize(
     recipe, out, clock = recipe or Recipe(), Path(out), Clock()
     source = load.find(Path(model))
     _check_places(source, out)
-    with staged(out, force=force) as stage, ExitStack() as cleanup:
+    # BLAS threads beside ONNX Runtime's own fight for the cores: small products became up to 100 times slower.
+    with threadpool_limits(1, "blas"), staged(out, force=force) as stage, ExitStack() as cleanup:
         work = stage / ".work"
         work.mkdir()
         with clock("load"):
@@ -79,7 +81,9 @@ def optimize(
 
         with clock("calibrate"):
             fits = plan is None and recipe.needs_moments
-            feeds = calibration_feeds(reference, source, opened, recipe, recipe.samples if fits else VERIFIED_RUNS, progress)
+            feeds = calibration_feeds(
+                reference, source, opened, recipe, recipe.samples if fits else VERIFIED_RUNS, progress
+            )
             moments = measure_sites(opened, work, feeds, recipe, progress) if fits else {}
 
         with clock("plan"):
@@ -96,11 +100,19 @@ def optimize(
 
         kept = [str(value.name) for value in graph_model.graph.outputs if value.name not in changed_caches]
         verifying = Verifier(
-            reference, feeds[:VERIFIED_RUNS], kept, provider=recipe.provider, scratch=work, progress=progress
+            reference,
+            feeds[:VERIFIED_RUNS],
+            kept,
+            continued=bool(changed_caches),
+            provider=recipe.provider,
+            scratch=work,
+            progress=progress,
         )
         with clock("verify"):
             verifier = cleanup.enter_context(verifying)
-            verification = verifier.check_equivalent(transformed, opened.sites[0].dtype.name.lower(), lambda: _site_models(opened, chosen, work))
+            verification = verifier.check_equivalent(
+                transformed, opened.sites[0].dtype.name.lower(), lambda: _site_models(opened, chosen, work)
+            )
 
         rounded: dict[str, RoundedSite] = {}
         if recipe.rounds:
@@ -164,7 +176,9 @@ def calibration_feeds(
     )
 
 
-def measure_sites(opened: Opened, work: Path, feeds: Sequence[Feeds], recipe: Recipe, progress: Progress) -> dict[str, Moments]:
+def measure_sites(
+    opened: Opened, work: Path, feeds: Sequence[Feeds], recipe: Recipe, progress: Progress
+) -> dict[str, Moments]:
     """Run the model up to its last site and sum up what flows into each."""
     requests = {
         site.name: MomentRequest(site.name, site.width, moment_width(site.width, opened.absorptions[site.name], recipe))

@@ -87,7 +87,9 @@ class Plan:
             arrays[f"{index}.absorbed"] = np.array(len(plan.absorbed))
             arrays[f"{index}.why"] = np.array(plan.why, dtype=np.str_)
             if plan.factors:
-                arrays.update({f"{index}.factor.{key}": a for key, a in transform_to_arrays(Transform(plan.factors)).items()})
+                arrays.update(
+                    {f"{index}.factor.{key}": a for key, a in transform_to_arrays(Transform(plan.factors)).items()}
+                )
         return arrays
 
     @staticmethod
@@ -98,7 +100,9 @@ class Plan:
             UsageError: if the arrays are no plan.
         """
         try:
-            return Plan(tuple(_site_from_arrays(arrays, index, str(name)) for index, name in enumerate(arrays["sites"])))
+            return Plan(
+                tuple(_site_from_arrays(arrays, index, str(name)) for index, name in enumerate(arrays["sites"]))
+            )
         except (KeyError, ValueError, TypeError) as error:
             raise UsageError(f"this is no plan: {error}", hint="write one with --save-plan") from error
 
@@ -125,8 +129,8 @@ def describe(factor: Factor) -> str:
 def block_width(width: int, absorption: Absorption, recipe: Recipe) -> int:
     """Return the width of the alignment blocks at a site: 1 for a scaling.
 
-    Without a wish it is the widest block that the producers take up for free, at most `WIDEST_FREE_BLOCK`; a wish that does not divide the
-    width is narrowed to the largest divisor.
+    Without a wish it is the widest block that the producers take up for free, at most `WIDEST_FREE_BLOCK`; a wish that
+    does not divide the width is narrowed to the largest divisor.
     """
     if recipe.transform != "cat":
         return 1
@@ -202,8 +206,10 @@ def _factors(
     return factors, notes
 
 
-def _alignment(site: Site, absorption: Absorption, moments: Moments, weights: Sequence[np.ndarray], block: int) -> Factor:
-    """Solve for the aligning scale or blocks, alike for tied channels, with as little damping as keeps it invertible."""
+def _alignment(
+    site: Site, absorption: Absorption, moments: Moments, weights: Sequence[np.ndarray], block: int
+) -> Factor:
+    """Solve for the aligning scale or blocks, alike for tied channels, damped as little as keeps it invertible."""
     free = absorption.width >= block
     x_moment = moments.narrow(block).second_moment()
     w_moment = weight_moment(weights, block)

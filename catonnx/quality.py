@@ -1,7 +1,7 @@
 """How well a site is rounded: predicted by theory before, measured against the weights after.
 
-Energies of outputs are sums over diagonal blocks of the activation's second moment, so correlation between blocks is left out of both the
-signal and the error; differences between before and after do not depend on that.
+Energies of outputs are sums over diagonal blocks of the activation's second moment, so correlation between blocks is
+left out of both the signal and the error; differences between before and after do not depend on that.
 """
 
 from __future__ import annotations
@@ -101,7 +101,10 @@ def predict(
             continue
         own = plans[site.name]
         changed = own.transform(site.width).solve(weight)
-        x_energy = (float(measured.diagonal().sum()), float(np.trace(new_moment(own, measured), axis1=1, axis2=2).sum()))
+        x_energy = (
+            float(measured.diagonal().sum()),
+            float(np.trace(new_moment(own, measured), axis1=1, axis2=2).sum()),
+        )
         signal = energy(measured.second_moment(), weight)
         before, after = (
             predicted_sqnr_db(signal / (x * float(np.vdot(w, w))), concentration_w(w, recipe.group_size))

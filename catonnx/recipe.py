@@ -31,13 +31,13 @@ class Recipe:
         block_size: Width of CAT's blocks; 1 is a scaling. None takes the widest block that costs nothing at run time.
         hadamard_size: Width of the Hadamard matrix. None takes the group size, or the whole width without groups.
         online: Whether factors that cannot be absorbed stay as nodes (`all`) or are left out (`none`).
-        caches: Whether attention caches may be handed out in a changed basis (`transformed`), or must stay `exact`.
+        caches: Whether attention caches may be handed out in a changed basis (`transformed`) or stay `exact`.
         rounding: `mse` searches scale and sign of every group, `nearest` takes the largest magnitude.
         calibration: A .txt or .npz file, or `self`; None takes `self`.
         samples: Number of calibration sequences.
         seq_len: Tokens in each.
         form: `qdq` writes DequantizeLinear (standard ONNX), `nbits` writes MatMulNBits.
-        accuracy_level: Of MatMulNBits (form `nbits`): 0 computes in the activation's type, 4 rounds activations to int8.
+        accuracy_level: Of MatMulNBits (form `nbits`): 0 computes in the activation's type, 4 in int8.
         include: Shell patterns of node names to round; empty for all.
         exclude: Shell patterns of node names to leave in float.
         lm_head: Whether the output head is rounded too.
@@ -78,7 +78,9 @@ class Recipe:
         if self.hadamard_size is not None and self.hadamard_size < 1:
             raise UsageError(f"hadamard_size is {self.hadamard_size}", hint="1 leaves it out")
         if self.samples < 1 or self.seq_len < 2:
-            raise UsageError(f"{self.samples} samples of {self.seq_len} tokens calibrate nothing", hint="take 1 x 2 at least")
+            raise UsageError(
+                f"{self.samples} samples of {self.seq_len} tokens calibrate nothing", hint="take 1 x 2 at least"
+            )
         if self.accuracy_level not in range(5):
             raise UsageError(f"accuracy_level is {self.accuracy_level}", hint="ONNX Runtime knows 0 to 4")
         if self.accuracy_level and self.form != "nbits":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.console import RenderableType
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from catonnx.report import Report
 
 _REASONS_SHOWN = 6
-_WIDEST_NAME = 36
 
 
 def optimized(report: Report) -> list[RenderableType]:
@@ -72,9 +71,8 @@ def _kinds(report: Report) -> Table:
     names = shortened([kind.kind for kind in kinds])
     unit, scale = _unit([kind.bytes_before for kind in kinds])
     table = _table(
-        *("layers", ">linears", "absorbed", "online"),
-        *(">SQNR dB\nbefore", ">\nafter", ">\nmeasured", f">{unit}\nbefore", ">\nafter"),
-        names=names,
+        *("linears", ">n", "=absorbed", "=online"),
+        *(">SQNR\nbefore", ">dB\nafter", ">\nreal", f">{unit}\nbefore", ">\nafter"),
     )
     for name, kind in zip(names, kinds, strict=True):
         table.add_row(
@@ -119,13 +117,11 @@ def _report_facts(report: Report) -> list[tuple[str, str]]:
         facts.append(("caches", f"{names} ({count}) are in a basis of their own; --caches exact keeps the source's"))
     times = ", ".join(f"{step} {seconds:.1f}" for step, seconds in report.steps)
     total = sum(seconds for _, seconds in report.steps)
+    smaller = f", {before / after:.1f} x smaller" if before > after > 0 else ""
     facts += [
         ("seconds", f"{times}; {total:.1f} in all"),
         ("memory", f"{report.peak_memory / 1e6:.0f} MB at most"),
-        (
-            "size",
-            f"{before / scale:.1f} -> {after / scale:.1f} {unit} on disk ({before / max(after, 1):.1f} x smaller)",
-        ),
+        ("size", f"{before / scale:.1f} -> {after / scale:.1f} {unit} on disk{smaller}"),
         ("saved", report.out),
         ("try it", shlex.join(["catonnx", "evaluate", report.out, "--against", report.source, "--text", "FILE.txt"])),
     ]
@@ -135,7 +131,7 @@ def _report_facts(report: Report) -> list[tuple[str, str]]:
 def _structure(sites: Sequence[SiteView]) -> Table:
     alike = _alike(sites, lambda site: (site.inputs, site.outputs, site.path, site.width, site.ties))
     names = [f"{name}\n{group[0].inputs} -> {', '.join(map(str, group[0].outputs))}" for name, group in alike]
-    table = _table("layers, K -> N", ">sites", "absorbs", "stands before, nearest first; why no more", names=names)
+    table = _table("layers, K -> N", ">sites", "=absorbs", "stands before, nearest first; why no more")
     for name, (_, group) in zip(names, alike, strict=True):
         story = [" < ".join(group[0].path), in_common([site.reason for site in group])]
         caches = [cache for site in group for cache in site.caches]
@@ -165,7 +161,7 @@ def _absorbs(site: SiteView) -> str:
 
 def _plan(sites: Sequence[SiteView]) -> Table:
     alike = _alike(sites, lambda site: (site.absorbed, site.online))
-    table = _table("plan", ">sites", "absorbed", "online", "remarks", names=[name for name, _ in alike])
+    table = _table("plan", ">sites", "=absorbed", "=online", "remarks")
     for name, group in alike:
         site, why = group[0], in_common([one.why for one in group])
         table.add_row(name, str(len(group)), ", ".join(site.absorbed) or "-", ", ".join(site.online) or "-", why)
@@ -217,24 +213,13 @@ def _facts(facts: Sequence[tuple[str, str]]) -> Table:
     return grid
 
 
-def _table(*columns: str, names: Sequence[str] = ()) -> Table:
-    """Return a table; a column whose name begins with > is aligned to the right and never wrapped.
-
-    What is listed in `names` will stand in the first column, which is made wide enough for it within reason.
-    """
+def _table(*columns: str) -> Table:
+    """Return a table; a name that begins with > or = asks for a column that is not folded, > for one aligned right."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for name in columns:
-        right = name.startswith(">")
-        table.add_column(
-            Text(name.removeprefix(">")),
-            justify="right" if right else "left",
-            no_wrap=right,
-            overflow="fold",
-            vertical="top",
-        )
-    if names:
-        lines = [line for name in (columns[0], *names) for line in name.splitlines()]
-        table.columns[0].width = min(_WIDEST_NAME, max(map(len, lines)))
+        heading = name.removeprefix(">").removeprefix("=")
+        justify: Literal["left", "right"] = "right" if name.startswith(">") else "left"
+        table.add_column(Text(heading), justify=justify, no_wrap=name != heading, overflow="fold")
     return table
 
 

@@ -63,7 +63,9 @@ def _turn_activation(graph: ir.Graph, names: Names, node: ir.Node) -> bool:
         return False
     shape = None if value.shape is None else ir.Shape(reversed(list(value.shape)))
     turned = ir.Value(name=names.new(f"{value.name}_transposed"), type=value.type, shape=shape)
-    turn = ir.node("Transpose", [value], attributes={"perm": [1, 0]}, outputs=[turned], name=names.new(f"{node.name}/transpose"))
+    turn = ir.node(
+        "Transpose", [value], attributes={"perm": [1, 0]}, outputs=[turned], name=names.new(f"{node.name}/transpose")
+    )
     graph.insert_before(node, turn)
     node.replace_input_with(0, turned)
     del node.attributes["transA"]
@@ -75,7 +77,13 @@ def _own_weight(graph: ir.Graph, names: Names, linear: Linear) -> bool:
     weight = node.inputs[1]
     assert weight is not None
     turned, alpha = bool(_integer(node, "transB")), _float(node, "alpha")
-    if weight.is_initializer() and len(weight.uses()) == 1 and not turned and alpha == 1 and not weight.is_graph_input():
+    if (
+        weight.is_initializer()
+        and len(weight.uses()) == 1
+        and not turned
+        and alpha == 1
+        and not weight.is_graph_input()
+    ):
         return False
     original = float64_of(weight)
 
@@ -99,7 +107,14 @@ def _own_bias(graph: ir.Graph, names: Names, node: ir.Node) -> bool:
         return False
     original = float64_of(node.inputs[2])
     set_folded(
-        graph, names, node, 2, lambda: original() * beta, shape, constant_type(node.inputs[2]), f"{node.inputs[2].name}_beta"
+        graph,
+        names,
+        node,
+        2,
+        lambda: original() * beta,
+        shape,
+        constant_type(node.inputs[2]),
+        f"{node.inputs[2].name}_beta",
     )
     del node.attributes["beta"]
     return True

@@ -121,7 +121,9 @@ class _Nodes:
     def _reshape(self, what: str, tail: Sequence[int]) -> Step:
         """Reshape the channel axes to `tail` and leave the others (a 0 copies a length)."""
         target = np.array([*(0,) * (self._rank - 1), *tail], np.int64)
-        return self._step(what, "Reshape", [None, add_constant(self.graph, self.names, f"{self.site.name}/cat/{what}_shape", target)])
+        return self._step(
+            what, "Reshape", [None, add_constant(self.graph, self.names, f"{self.site.name}/cat/{what}_shape", target)]
+        )
 
     def _constant(self, what: str, array: np.ndarray) -> ir.Value:
         return add_constant(self.graph, self.names, f"{self.site.name}/cat/{what}_matrix", self._typed(array))
@@ -132,7 +134,9 @@ class _Nodes:
         if key not in self.shared:
             matrix = hadamard_matrix(order)
             wanted = f"catonnx/hadamard_{order}"
-            self.shared[key] = add_constant(self.graph, self.names, wanted, self._typed(matrix.T if transposed else matrix))
+            self.shared[key] = add_constant(
+                self.graph, self.names, wanted, self._typed(matrix.T if transposed else matrix)
+            )
         return self.shared[key]
 
     def _typed(self, array: np.ndarray) -> ir.TensorProtocol:

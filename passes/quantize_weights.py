@@ -1,10 +1,10 @@
 """Round the weights of selected linears to int4 and write them in the form that ONNX Runtime fuses.
 
-    qdq      MatMul(x, W)   ->  MatMul(x, DequantizeLinear(W_int4 [K, N], scale [K / group, N], axis=0, block_size=group))
-    nbits    MatMul(x, W)   ->  com.microsoft.MatMulNBits(x, W_uint4 [N, K / group, group / 2], scale [N * K / group])
+    qdq      MatMul(x, W)  ->  MatMul(x, DequantizeLinear(W_int4 [K, N], scale [K / group, N], axis=0, block_size))
+    nbits    MatMul(x, W)  ->  com.microsoft.MatMulNBits(x, W_uint4 [N, K / group, group / 2], scale [N * K / group])
 
-The zero point is left out: the scale carries the sign, so -8 to 7 is used whole. Each MatMul has a DequantizeLinear of its own, because
-ONNX Runtime does not fuse a shared one.
+The zero point is left out: the scale carries the sign, so -8 to 7 is used whole. Each MatMul has a DequantizeLinear of
+its own, because ONNX Runtime does not fuse a shared one.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def _rounded(array: np.ndarray, linear: Linear, dtype: ir.DataType, recipe: Reci
     try:
         return quantize_weight(array, recipe.group_size, method=recipe.rounding, scale_dtype=dtype.numpy())
     except ValueError as error:
-        raise ModelError(f"the weight cannot be rounded: {error}", where=linear.name, hint="leave it out with --exclude") from error
+        raise ModelError(
+            f"the weight cannot be rounded: {error}", where=linear.name, hint="leave it out with --exclude"
+        ) from error
 
 
 def _write_qdq(
@@ -80,10 +82,16 @@ def _write_qdq(
     scale = add_constant(graph, names, f"{weight.name}_scale", ir.Tensor(scales, dtype=dtype))
     attributes = {"axis": 1} if recipe.group_size is None else {"axis": 0, "block_size": recipe.group_size}
     output = ir.Value(
-        name=names.new(f"{weight.name}_dequantized"), type=ir.TensorType(dtype), shape=ir.Shape((linear.inputs, linear.outputs))
+        name=names.new(f"{weight.name}_dequantized"),
+        type=ir.TensorType(dtype),
+        shape=ir.Shape((linear.inputs, linear.outputs)),
     )
     dequantize = ir.node(
-        "DequantizeLinear", [codes, scale], attributes=attributes, outputs=[output], name=names.new(f"{node.name}/dequantize")
+        "DequantizeLinear",
+        [codes, scale],
+        attributes=attributes,
+        outputs=[output],
+        name=names.new(f"{node.name}/dequantize"),
     )
     graph.insert_before(node, dequantize)
     node.replace_input_with(1, output)
@@ -91,7 +99,7 @@ def _write_qdq(
 
 def int4_tensor(codes: np.ndarray) -> ir.TensorProtocol:
     """Pack codes in [-8, 7] two to a byte; anything outside is refused, because packing would wrap it silently."""
-    if codes.size and not (-8 <= int(codes.min()) and int(codes.max()) <= 7):
+    if codes.size and not (int(codes.min()) >= -8 and int(codes.max()) <= 7):
         raise ValueError(f"codes reach from {codes.min()} to {codes.max()}; int4 holds -8 to 7")
     return ir.PackedTensor(_pack(codes.reshape(-1)), ir.DataType.INT4, shape=ir.Shape(codes.shape))
 
@@ -127,7 +135,14 @@ def _write_nbits(
         "block_size": block,
         "accuracy_level": recipe.accuracy_level,
     }
-    product = ir.Node("com.microsoft", "MatMulNBits", inputs, ir.convenience.convert_attributes(attributes), num_outputs=1, name=node.name)
+    product = ir.Node(
+        "com.microsoft",
+        "MatMulNBits",
+        inputs,
+        ir.convenience.convert_attributes(attributes),
+        num_outputs=1,
+        name=node.name,
+    )
     graph.insert_before(node, product)
     ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
     graph.opset_imports.setdefault("com.microsoft", 1)

@@ -99,7 +99,9 @@ class _End:
     layout: Layout
 
 
-def trace(site: ir.Value, width: int, readers: frozenset[ir.Node], shapes: Shapes, *, change_caches: bool = True) -> Absorption:
+def trace(
+    site: ir.Value, width: int, readers: frozenset[ir.Node], shapes: Shapes, *, change_caches: bool = True
+) -> Absorption:
     """Find what can be absorbed before a site.
 
     Args:
@@ -123,7 +125,9 @@ def trace(site: ir.Value, width: int, readers: frozenset[ir.Node], shapes: Shape
         return Absorption((), 0, nothing, tuple(walk.path), (), str(stop))
     block = 1 if end.layout.diagonal else _block_width(end.layout.mixing)
     ties = np.unique(end.layout.position, return_inverse=True)[1].reshape(-1)
-    reason = "only a scaling passes there" if block == 1 else ("" if block == width else f"mixing ends at {block} channels")
+    reason = (
+        "only a scaling passes there" if block == 1 else ("" if block == width else f"mixing ends at {block} channels")
+    )
     return Absorption(end.writers, block, ties, tuple(walk.path), tuple(dict.fromkeys(walk.caches)), reason)
 
 
@@ -150,7 +154,9 @@ def _is_cache(value: ir.Value) -> bool:
     if node is None or node.op_type != "Concat":
         return False
     states = [operand for operand in node.inputs if operand is not None and operand.is_graph_input()]
-    return len(states) == 1 and all(reader is node or reader.op_type in _SHAPE_READERS for reader in states[0].consumers())
+    return len(states) == 1 and all(
+        reader is node or reader.op_type in _SHAPE_READERS for reader in states[0].consumers()
+    )
 
 
 def _back(walk: _Walk, value: ir.Value, layout: Layout) -> _End:
@@ -318,7 +324,9 @@ def _join(node: ir.Node, ends: list[_End]) -> _End:
     first = ends[0].layout
     diagonal = any(end.layout.diagonal for end in ends)
     for end in ends[1:]:
-        same_ties = np.array_equal(*(np.unique(part.layout.position, return_inverse=True)[1] for part in (ends[0], end)))
+        same_ties = np.array_equal(
+            *(np.unique(part.layout.position, return_inverse=True)[1] for part in (ends[0], end))
+        )
         if not same_ties or not (diagonal or np.array_equal(first.mixing, end.layout.mixing)):
             raise _BlockedError(f"the branches of {node.op_type} {node.name} ask for different ties")
     return _End(tuple(writer for end in ends for writer in end.writers), dataclasses.replace(first, diagonal=diagonal))
@@ -370,7 +378,12 @@ def _concat(walk: _Walk, node: ir.Node, layout: Layout) -> _End:
         raise _BlockedError(f"{node.name} joins channels")
     ends = []
     for index, value in enumerate(node.inputs):
-        if value is not None and value.is_graph_input() and node.outputs[0].is_graph_output() and _is_cache(node.outputs[0]):
+        if (
+            value is not None
+            and value.is_graph_input()
+            and node.outputs[0].is_graph_output()
+            and _is_cache(node.outputs[0])
+        ):
             walk.caches.append(str(node.outputs[0].name))
         else:
             ends.append(_into(walk, node, index, layout))

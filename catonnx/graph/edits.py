@@ -65,7 +65,14 @@ def add_constant(graph: ir.Graph, names: Names, wanted: str, array: np.ndarray |
 
 
 def set_folded(
-    graph: ir.Graph, names: Names, node: ir.Node, index: int, compute: Compute, shape: Sequence[int], dtype: ir.DataType, wanted: str
+    graph: ir.Graph,
+    names: Names,
+    node: ir.Node,
+    index: int,
+    compute: Compute,
+    shape: Sequence[int],
+    dtype: ir.DataType,
+    wanted: str,
 ) -> None:
     """Give one input of a node a constant of its own that is computed when it is needed.
 
@@ -105,7 +112,9 @@ class Step:
     attributes: Mapping[str, Any]
 
 
-def insert_before(graph: ir.Graph, names: Names, readers: Sequence[ir.Node], value: ir.Value, steps: Sequence[Step]) -> None:
+def insert_before(
+    graph: ir.Graph, names: Names, readers: Sequence[ir.Node], value: ir.Value, steps: Sequence[Step]
+) -> None:
     """Insert a chain of nodes between a value and some of its readers.
 
     Args:
@@ -119,7 +128,9 @@ def insert_before(graph: ir.Graph, names: Names, readers: Sequence[ir.Node], val
     for step in steps:
         output = ir.Value(name=names.new(f"{step.name}_output"), type=value.type)
         inputs = [current if operand is None else operand for operand in step.inputs]
-        node = ir.node(step.operator, inputs, attributes=dict(step.attributes), outputs=[output], name=names.new(step.name))
+        node = ir.node(
+            step.operator, inputs, attributes=dict(step.attributes), outputs=[output], name=names.new(step.name)
+        )
         graph.insert_before(readers[0], node)
         current = output
     current.shape = value.shape

@@ -55,7 +55,9 @@ def find(location: Path) -> Source:
     folder = location if location.is_dir() else None
     path = _model_in(location) if folder else location
     if not path.exists():
-        raise ModelError("there is no such model", where=path, hint="give an .onnx file or a folder that holds model.onnx")
+        raise ModelError(
+            "there is no such model", where=path, hint="give an .onnx file or a folder that holds model.onnx"
+        )
     try:
         digest = _digest(path)
     except OSError as error:
@@ -90,7 +92,9 @@ def bring(source: Source, work: Path) -> Path:
             (work / location).parent.mkdir(parents=True, exist_ok=True)
             _link_or_copy(source.path.parent / location, work / location)
     except OSError as error:
-        raise OutputError(f"the model cannot be copied: {error.strerror}", where=work, hint="free some space") from error
+        raise OutputError(
+            f"the model cannot be copied: {error.strerror}", where=work, hint="free some space"
+        ) from error
     return copy
 
 
@@ -153,7 +157,9 @@ def _model_in(folder: Path) -> Path:
     if len(found) == 1:
         return found[0]
     listing = ", ".join(path.name for path in found) or "none"
-    raise ModelError(f"the folder holds no model.onnx (.onnx files: {listing})", where=folder, hint="name the file itself")
+    raise ModelError(
+        f"the folder holds no model.onnx (.onnx files: {listing})", where=folder, hint="name the file itself"
+    )
 
 
 def _digest(path: Path) -> str:
@@ -182,7 +188,9 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
     location = Path(tensor.location)
     if location.is_absolute() or ".." in location.parts:
         raise ModelError(
-            f"external data {str(location)!r} lies outside the model's folder", where=where, hint="such models are refused"
+            f"external data {str(location)!r} lies outside the model's folder",
+            where=where,
+            hint="such models are refused",
         )
     file = path.parent / location
     if not file.is_file():
@@ -191,7 +199,9 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
         )
     if not _is_inside(file, path):
         raise ModelError(
-            f"external data {str(location)!r} is a link out of the model's folder", where=where, hint="copy the file there"
+            f"external data {str(location)!r} is a link out of the model's folder",
+            where=where,
+            hint="copy the file there",
         )
     offset, length, size = tensor.offset or 0, tensor.length, file.stat().st_size
     expected = tensor.nbytes

@@ -20,7 +20,9 @@ def with_outputs(model: ir.Model, values: Sequence[str]) -> ir.Model:
     """
     copy = ir.Model(model.graph.clone(), ir_version=model.ir_version, functions=list(model.functions.values()))
     graph = copy.graph
-    known = {value.name: value for node in graph for value in node.outputs} | {value.name: value for value in graph.inputs}
+    known = {value.name: value for node in graph for value in node.outputs} | {
+        value.name: value for value in graph.inputs
+    }
     graph.outputs.clear()
     graph.outputs.extend(known[name] for name in values)
     for value in graph.outputs:
@@ -32,7 +34,11 @@ def with_outputs(model: ir.Model, values: Sequence[str]) -> ir.Model:
 
 def _float_type(model: ir.Model) -> ir.DataType:
     """Return the type of the model's largest weight, which is the type of its activations."""
-    floats = [value for value in model.graph.initializers.values() if value.dtype is not None and value.dtype.is_floating_point()]
+    floats = [
+        value
+        for value in model.graph.initializers.values()
+        if value.dtype is not None and value.dtype.is_floating_point()
+    ]
     largest = max(floats, key=lambda value: value.const_value.size if value.const_value is not None else 0)
     assert largest.dtype is not None
     return largest.dtype

@@ -24,7 +24,9 @@ _SAME = frozenset(
     "Reciprocal Relu Round RMSNormalization ScatterND Sigmoid Sign SimplifiedLayerNormalization Sin Softmax Softplus Sqrt Swish Tanh "
     "Trilu FastGelu QuickGelu QuantizeLinear DequantizeLinear".split()
 )
-_BROADCAST = frozenset("Add And BitwiseAnd Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow PRelu Sub Where".split())
+_BROADCAST = frozenset(
+    "Add And BitwiseAnd Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow PRelu Sub Where".split()
+)
 _REDUCE = frozenset("ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL2 ReduceSumSquare".split())
 
 
@@ -60,7 +62,11 @@ class Shapes:
             return
         shape = tensor.shape.numpy()
         self._shapes[value] = tuple(Dim(length) for length in shape)
-        if tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL) and len(shape) < 2 and tensor.size <= _LONGEST:
+        if (
+            tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
+            and len(shape) < 2
+            and tensor.size <= _LONGEST
+        ):
             self._contents[value] = tuple(Dim(int(element)) for element in np.atleast_1d(tensor.numpy()))
 
     def _visit(self, node: ir.Node) -> None:
@@ -109,7 +115,9 @@ class Shapes:
         target = self.contents(node.inputs[-1])
         if target is None:
             return None
-        return tuple(dims.unknown() if dim is None or (dim.value is not None and dim.value < 1) else dim for dim in target)
+        return tuple(
+            dims.unknown() if dim is None or (dim.value is not None and dim.value < 1) else dim for dim in target
+        )
 
     def _axes(self, node: ir.Node, rank: int) -> list[int] | None:
         attribute = node.attributes.get("axes")
@@ -242,7 +250,11 @@ def _slice(shapes: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape |
         position = (axis or 0) % len(shape)
         length, start, end = shape[position].value, _at(starts, index), _at(ends, index)
         step = 1 if steps is None and len(node.inputs) <= 4 else _at(steps, index)
-        exact = None if None in (length, start, end, step) or not step else len(range(*slice(start, end, step).indices(length or 0)))
+        exact = (
+            None
+            if None in (length, start, end, step) or not step
+            else len(range(*slice(start, end, step).indices(length or 0)))
+        )
         shape[position] = dims.unknown() if exact is None else Dim(exact)
     return tuple(shape)
 
@@ -318,12 +330,18 @@ def _read_gather(shapes: Shapes, node: ir.Node) -> Contents | None:
     if data is None or indices is None or any(_known(index) is None for index in indices):
         return None
     positions = [index.coefficient for index in indices if index is not None]
-    return tuple(data[position] for position in positions) if all(-len(data) <= p < len(data) for p in positions) else None
+    return (
+        tuple(data[position] for position in positions) if all(-len(data) <= p < len(data) for p in positions) else None
+    )
 
 
 def _read_concat(shapes: Shapes, node: ir.Node) -> Contents | None:
     parts = [shapes.contents(value) for value in node.inputs]
-    return None if any(part is None for part in parts) else tuple(dim for part in parts if part is not None for dim in part)
+    return (
+        None
+        if any(part is None for part in parts)
+        else tuple(dim for part in parts if part is not None for dim in part)
+    )
 
 
 def _read_slice(shapes: Shapes, node: ir.Node) -> Contents | None:
@@ -350,7 +368,9 @@ def _elementwise(combine: Callable[[Dim, Dim], Dim | None]) -> Callable[[Shapes,
         if left is None or right is None or (len(left) != len(right) and 1 not in (len(left), len(right))):
             return None
         length = max(len(left), len(right))
-        pairs = zip(left * (length // len(left)) if left else (), right * (length // len(right)) if right else (), strict=True)
+        pairs = zip(
+            left * (length // len(left)) if left else (), right * (length // len(right)) if right else (), strict=True
+        )
         return tuple(None if a is None or b is None else combine(a, b) for a, b in pairs)
 
     return read

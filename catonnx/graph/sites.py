@@ -20,7 +20,9 @@ _AFTER_HEAD = frozenset(
 )
 """What may stand between an output head and the graph's output: no norm, no other matrix."""
 
-_ALREADY_QUANTIZED = frozenset({"MatMulNBits", "MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"})
+_ALREADY_QUANTIZED = frozenset(
+    {"MatMulNBits", "MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,7 +191,9 @@ def _leave_heads(linears: list[Linear]) -> list[Linear]:
     if len(heads) == len(linears):
         return linears
     return [
-        dataclasses.replace(linear, reason="output head; --lm-head includes it") if linear in heads and linear.selected else linear
+        dataclasses.replace(linear, reason="output head; --lm-head includes it")
+        if linear in heads and linear.selected
+        else linear
         for linear in linears
     ]
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from catonnx.errors import CalibrationError, VerificationError
 from catonnx.progress import Progress, silent
-from catonnx.runtime.decoding import LOGITS
+from catonnx.runtime.decoding import LOGITS, Decoder
 from catonnx.runtime.divergence import LogitDifference, ValueDifference, json_number
-from catonnx.runtime.feeds import Feeds, check_feeds, model_inputs
+from catonnx.runtime.feeds import Feeds, InputSpec, check_feeds, model_inputs
 from catonnx.runtime.sessions import open_session, run
 from catonnx.runtime.spool import Spool
 
@@ -67,6 +67,10 @@ class Comparison:
         }
 
 
+CONTINUED = "logits continued from the cache"
+_CONTINUED_TOKENS = 64
+
+
 class Recording:
     """What a reference model gives for some samples; a context that runs it on entry and forgets it on exit.
 
@@ -74,6 +78,8 @@ class Recording:
         reference: The model that is right.
         feeds: Samples that it and the candidates take.
         outputs: What to compare; `compared_outputs` unless given.
+        continued: Also feed the beginning of the first sample in two pieces, the second continuing from the cache that
+            the first left, and compare the logits: a cache in another basis must fit the model that wrote it.
         provider: "cpu" or "cuda", for the candidates too.
         config: Session configuration entries of the reference.
         threads: Threads of ONNX Runtime; all cores unless given.
@@ -92,6 +98,7 @@ class Recording:
         feeds: Sequence[Feeds],
         *,
         outputs: Sequence[str] | None = None,
+        continued: bool = False,
         provider: str = "cpu",
         config: Mapping[str, str] | None = None,
         threads: int | None = None,
@@ -99,7 +106,7 @@ class Recording:
         progress: Progress = silent,
     ) -> None:
         self._reference, self._config = reference, config
-        self._feeds, self._outputs = feeds, outputs
+        self._feeds, self._outputs, self._continued = feeds, outputs, continued
         self._provider, self._threads, self._progress = provider, threads, progress
         self._spool = Spool(scratch)
 
@@ -123,6 +130,8 @@ class Recording:
             check_finite(self._names, values, index)
             self._spool.put(index, values)
             self._progress("run the reference", index + 1, len(self._feeds))
+        if self._continued:
+            self._spool.put(len(self._feeds), [continued_logits(session, self._feeds[0])])
 
     def compare(self, candidate: str | Path, *, config: Mapping[str, str] | None = None) -> Comparison:
         """Run a candidate on the same samples.
@@ -143,7 +152,18 @@ class Recording:
                 if logits and name == LOGITS:
                     logits.add(reference, actual)
             self._progress("compare", index + 1, len(self._feeds))
+        if self._continued:
+            differences[CONTINUED] = ValueDifference()
+            differences[CONTINUED].add(self._spool.get(len(self._feeds), 0), continued_logits(session, self._feeds[0]))
         return Comparison(differences, logits)
+
+
+def continued_logits(session: InferenceSession, feeds: Feeds) -> np.ndarray:
+    """Return the logits of the first tokens of a sample, fed in two pieces through the model's own cache."""
+    tokens = feeds["input_ids"][:1, :_CONTINUED_TOKENS]
+    decoder = Decoder(session, InputSpec.from_session(session))
+    half = tokens.shape[1] // 2
+    return np.concatenate([decoder.step(piece) for piece in (tokens[:, :half], tokens[:, half:])], axis=1)
 
 
 def compared_outputs(session: InferenceSession) -> list[str]:

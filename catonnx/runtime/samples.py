@@ -37,7 +37,7 @@ def gather(
         model_path: The model that they are for.
         model: Its graph.
         folder: Where its tokenizer.json and config.json lie.
-        calibration: A .txt file (through the tokenizer), an .npz file of feeds, or `self` for text that the model writes.
+        calibration: A .txt file (through the tokenizer), an .npz file of feeds, or `self`: text that the model writes.
         samples: Sequences wanted; a short text or .npz file may give fewer.
         seq_len: Tokens in each.
         seed: For `self`.
@@ -60,7 +60,7 @@ def gather(
     bos = configured_bos(folder)
     if bos is None or "input_ids" not in {item.name for item in inputs}:
         raise CalibrationError(
-            "the model cannot write its own calibration text: it is no causal language model with a BOS in its config.json",
+            "the model cannot write its own calibration text: no causal language model with a BOS in its config.json",
             where=folder,
             hint="give --calibration FILE, a .txt (with tokenizer.json beside the model) or an .npz of feeds",
         )

@@ -34,6 +34,7 @@ class Verifier(AbstractContextManager["Verifier"]):
         reference: The source model.
         feeds: What to run it on.
         outputs: The outputs that must agree; caches that were handed a new basis are left out.
+        continued: Also check that the model continues from its own cache as the source does from its own.
         provider: "cpu" or "cuda".
         scratch: A folder of ours for outputs that wait.
         progress: Told of every run.
@@ -45,11 +46,12 @@ class Verifier(AbstractContextManager["Verifier"]):
         feeds: Sequence[Feeds],
         outputs: Sequence[str],
         *,
+        continued: bool,
         provider: str,
         scratch: Path,
         progress: Progress = silent,
     ) -> None:
-        self._reference, self._feeds, self._outputs = reference, feeds, outputs
+        self._reference, self._feeds, self._outputs, self._continued = reference, feeds, outputs, continued
         self._provider, self._scratch, self._progress = provider, scratch, progress
 
     def __enter__(self) -> Verifier:
@@ -57,6 +59,7 @@ class Verifier(AbstractContextManager["Verifier"]):
             self._reference,
             self._feeds,
             outputs=self._outputs,
+            continued=self._continued,
             provider=self._provider,
             scratch=self._scratch,
             progress=self._progress,
@@ -75,7 +78,8 @@ class Verifier(AbstractContextManager["Verifier"]):
         Args:
             transformed: The rewritten model, not rounded.
             dtype: Type of its activations, which sets the tolerance.
-            locate: Called on a difference: writes both models with the values at every site as outputs and says how they correspond.
+            locate: Called on a difference: writes both models with the value at every site as an output, and says how
+                they correspond.
 
         Returns:
             The measured difference.
@@ -87,11 +91,14 @@ class Verifier(AbstractContextManager["Verifier"]):
         tolerance = TOLERANCE.get(dtype, 1e-4)
         if not comparison.relative_l2 <= tolerance:
             before, after, pairs = locate()
-            place = first_difference(before, after, pairs, self._feeds, tolerance, provider=self._provider, scratch=self._scratch)
+            place = first_difference(
+                before, after, pairs, self._feeds, tolerance, provider=self._provider, scratch=self._scratch
+            )
             raise VerificationError(
-                f"the transformed model differs from the source: relative L2 {comparison.relative_l2:.1e}, allowed {tolerance:.0e}",
+                "the transformed model differs from the source: "
+                f"relative L2 {comparison.relative_l2:.1e}, allowed {tolerance:.0e}",
                 where=f"first at site {place.name}, {place.relative_l2:.1e}" if place else "behind the last site",
-                hint="this is a bug in catonnx or the model is not deterministic; --transform none leaves the model as it is",
+                hint="catonnx is wrong here, or the model is not deterministic; --transform none changes no basis",
             )
         return {"transform_relative_l2": json_number(comparison.relative_l2)}
 
@@ -116,7 +123,11 @@ class Verifier(AbstractContextManager["Verifier"]):
         for name, config in configs.items():
             comparison = self._recording.compare(path, config=config)
             if not comparison.finite:
-                raise VerificationError("the rounded model gives NaN or Inf", where=name, hint="try a larger --group-size or another --transform")
+                raise VerificationError(
+                    "the rounded model gives NaN or Inf",
+                    where=name,
+                    hint="try a larger --group-size or another --transform",
+                )
             figures[name] = _figures(comparison)
         return {
             "deployed": figures,
