@@ -9,24 +9,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+__version__ = "0.1.0"
+__all__ = ["Recipe", "Report", "__version__", "optimize"]
+
 if TYPE_CHECKING:
     from catonnx.pipeline import optimize
     from catonnx.recipe import Recipe
     from catonnx.report import Report
+else:
+    _HOMES = {"optimize": "catonnx.pipeline", "Recipe": "catonnx.recipe", "Report": "catonnx.report"}
 
-__version__ = "0.1.0"
-__all__ = ["Recipe", "Report", "__version__", "optimize"]
-
-_HOMES = {"optimize": "catonnx.pipeline", "Recipe": "catonnx.recipe", "Report": "catonnx.report"}
-
-
-def __getattr__(name: str) -> object:
-    """Load what `catonnx` hands out (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        """Load what `catonnx` hands out (PEP 562); hidden from type checkers, which would believe in any name."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value: object = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -111,11 +111,11 @@ def _interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    last = -_SAME_KEY_SECONDS
+    last: float | None = None
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         nonlocal last
-        again, last = time.monotonic() - last < _SAME_KEY_SECONDS, time.monotonic()
+        again, last = last is not None and time.monotonic() - last < _SAME_KEY_SECONDS, time.monotonic()
         if not again:
             raise KeyboardInterrupt
 
@@ -125,7 +125,8 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
+        # After an interruption the process is about to end: the same key must not disturb that either.
+        for number, handler in before.items() if last is None else ():
             signal.signal(number, handler)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -87,14 +88,13 @@ def test_concentration_and_alignment_add_up_to_the_prediction(tiny_llama: Path) 
 
 
 def test_a_plan_is_shown_in_place_of_the_own_one(tiny_llama: Path, tmp_path: Path) -> None:
-    report = optimize(tiny_llama, tmp_path / "out", Recipe(transform="scale", samples=4, seq_len=32))
+    recipe = dataclasses.replace(MEASURED, transform="scale")
+    report = optimize(tiny_llama, tmp_path / "out", recipe)
     shown = inspect(tiny_llama, plan=report.plan)
     assert shown.planned
     assert [site.absorbed for site in shown.sites] == [("scale",)] * 12
-    judged = inspect(tiny_llama, MEASURED, plan=report.plan)
-    assert [site.figures.sqnr_after for site in judged.sites if site.figures] == [
-        row.sqnr_after for row in report.sites
-    ]
+    judged = [site.figures for site in inspect(tiny_llama, recipe, plan=report.plan).sites]
+    assert [figures and figures.sqnr_after for figures in judged] == [row.sqnr_after for row in report.sites]
 
 
 def test_a_plan_for_another_model_is_refused(tiny_llama: Path, tiny_gpt2: Path, tmp_path: Path) -> None:

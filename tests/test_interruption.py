@@ -8,9 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
+
+from catonnx.terminal import guarded
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
@@ -35,15 +39,14 @@ def _default_interrupt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "milestone"),
+    ("number", "milestone", "stands"),
     [
-        (signal.SIGINT, ".out.*.partial"),
-        (signal.SIGINT, ".out.*.partial/.work/calibrate.onnx"),
-        (signal.SIGINT, ".out.*.partial/.work/transformed.onnx"),
-        (signal.SIGTERM, ".out.*.partial/.work/source.onnx"),
+        (signal.SIGINT, ".out.*.partial", False),
+        (signal.SIGINT, ".out.*.partial/.work/calibrate.onnx", False),
+        (signal.SIGINT, ".out.*.partial/.work/transformed.onnx", True),
+        (signal.SIGTERM, ".out.*.partial/.work/source.onnx", True),
     ],
 )
-@pytest.mark.parametrize("stands", [False, True])
 def test_an_interruption_leaves_nothing(
     number: signal.Signals, milestone: str, stands: bool, tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -68,8 +71,6 @@ def test_an_interruption_leaves_nothing(
     try:
         _wait_for(milestone, place, process)
         process.send_signal(number)
-        if number == signal.SIGINT:
-            process.send_signal(number)  # as from an impatient user, or from `make` that passes it on
         shown, said = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
@@ -78,5 +79,50 @@ def test_an_interruption_leaves_nothing(
     assert not shown
     assert _contents(place) == standing
     assert [path.name for path in place.iterdir()] == (["out"] if stands else [])
-    assert not any(scratch.iterdir())
+    # `.ses` is a session number that onnxruntime itself keeps in the folder for temporary files.
+    assert {path.name for path in scratch.iterdir()} <= {".ses"}
     assert _contents(source) == before
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Put signal handlers back: after an interruption the command line leaves its own, for its process ends."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_same_key_again_does_not_cut_the_clean_up_short(number: signal.Signals) -> None:
+    cleaned: list[bool] = []
+    with pytest.raises(typer.Exit) as ended:
+        _interrupted_twice(number, cleaned)
+    assert cleaned
+    assert ended.value.exit_code == 130
+
+
+def _interrupted_twice(number: signal.Signals, cleaned: list[bool]) -> None:
+    with guarded():
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(number)
+            cleaned.append(True)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with guarded():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.usefixtures("handlers")
+def test_an_ignored_signal_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with guarded():
+        signal.raise_signal(signal.SIGINT)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -36,6 +38,7 @@ ONLY_THERE: Mapping[str, tuple[str, ...]] = {
     "onnx": ("catonnx.graph", "catonnx.runtime"),
     "google": ("catonnx.graph", "catonnx.runtime"),  # protobuf's errors, which onnx lets through
     "scipy": ("catonnx.math",),
+    "threadpoolctl": ("catonnx.pipeline", "catonnx.inspection"),
     "typer": ("catonnx.terminal", "catonnx.cli"),
     "rich": ("catonnx.tables", "catonnx.terminal"),
 }
@@ -116,6 +119,13 @@ def test_tables_name_rooms_that_exist() -> None:
     homes = {room_of(module)[1] for module in MODULES}
     assert rooms == homes
     assert {room for table in (ONLY_THERE, ALL_BUT) for named in table.values() for room in named} <= rooms
+
+
+def test_what_may_be_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    names = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in declared}
+    assert {*ONLY_THERE, *ALL_BUT} - {"google"} == names  # protobuf comes with onnx
 
 
 def test_all_files_are_read() -> None:

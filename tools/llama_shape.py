@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from catonnx.runtime.sessions import usable_cores
+
 OPSET, IR_VERSION = 21, 10
 
 _OUTLIER = 8.0
@@ -73,7 +75,15 @@ def write_llama(shape: LlamaShape, folder: Path, seed: int = 0) -> Path:
     past_key_values.N.key/value [batch, kv_heads, past, head_width] (float16). Outputs: logits and present.N.key/value.
     """
     path = folder / "model.onnx"
-    ir.save(_Writer(shape, seed).model(), path, external_data=f"{path.name}_data", size_threshold_bytes=1024)
+    data = f"{path.name}_data"
+    ir.save(
+        _Writer(shape, seed).model(),
+        path,
+        external_data=data,
+        size_threshold_bytes=1024,
+        max_workers=usable_cores(),
+        max_in_flight_bytes=1 << 30,
+    )
     return path
 
 
@@ -151,7 +161,8 @@ class _Writer:
         query = self._heads(self._linear(x, f"{at}/q_proj", wide, wide), shape.heads, at)
         key = self._heads(self._linear(x, f"{at}/k_proj", wide, narrow), shape.kv_heads, at)
         value = self._heads(self._linear(x, f"{at}/v_proj", wide, narrow), shape.kv_heads, at)
-        query, key = self._rotate(query, positions, at), self._rotate(key, positions, at)
+        query = self._rotate(query, positions, shape.heads, at)
+        key = self._rotate(key, positions, shape.kv_heads, at)
         key = self._repeat(self._cached(key, f"{layer}.key"), at)
         value = self._repeat(self._cached(value, f"{layer}.value"), at)
         scores = self._op("MatMul", query, self._op("Transpose", key, at=at, perm=[0, 1, 3, 2]), at=at)
@@ -190,12 +201,16 @@ class _Writer:
         split = self._op("Reshape", x, self._whole(f"heads_{heads}", [0, 0, heads, self.shape.head_width]), at=at)
         return self._op("Transpose", split, at=at, perm=[0, 2, 1, 3])
 
-    def _rotate(self, x: ir.Value, positions: ir.Value, at: str) -> ir.Value:
+    def _rotate(self, x: ir.Value, positions: ir.Value, heads: int, at: str) -> ir.Value:
         half = self.shape.head_width // 2
         angles = np.arange(self.shape.positions)[:, None] * 10000.0 ** (-np.arange(half) / half)
         cosines = self._constant("rotary.cos", np.cos(angles).astype(np.float16))
         sines = self._constant("rotary.sin", np.sin(angles).astype(np.float16))
-        return self._op("RotaryEmbedding", x, positions, cosines, sines, at=at, domain="com.microsoft")
+        rotated = self._op("RotaryEmbedding", x, positions, cosines, sines, at=at, domain="com.microsoft")
+        # No shape inference of ONNX knows operators of other domains; exporters declare what comes out.
+        rotated.shape = ir.Shape(["batch", heads, "sequence", self.shape.head_width])
+        rotated.dtype = ir.DataType.FLOAT16
+        return rotated
 
     def _cached(self, rows: ir.Value, name: str) -> ir.Value:
         shape = self.shape

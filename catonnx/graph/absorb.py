@@ -16,11 +16,14 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from catonnx.graph.constants import constant_shape
+from catonnx.graph.constants import FLOATS, constant_shape, constant_type
 from catonnx.graph.layout import Layout, part_of, through_expand, through_product, through_reshape, through_transpose
 from catonnx.graph.shapes import Shapes
 
 _SHAPE_READERS = frozenset({"Shape", "Size"})
+_LONGEST_PATH = 100
+"""Nodes on a way back; a longer one is given up before Python's stack is."""
+
 _NORMS = {
     "LayerNormalization": (1, 2),
     "RMSNormalization": (1,),
@@ -86,17 +89,16 @@ class _BlockedError(Exception):
 class _Walk:
     shapes: Shapes
     change_caches: bool
-    in_attention: bool = False
     path: list[str] = dataclasses.field(default_factory=list)
-    caches: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
 class _End:
-    """A branch of the walk that arrived: what it writes, and the layout it arrived with."""
+    """A branch of the walk that arrived: what it writes, the layout it arrived with, and the caches on the way."""
 
     writers: tuple[Writer, ...]
     layout: Layout
+    caches: tuple[str, ...] = ()
 
 
 def trace(
@@ -118,34 +120,42 @@ def trace(
     shape = shapes[site]
     rank = 2 if shape is None else len(shape)
     walk = _Walk(shapes, change_caches)
+    layout = Layout.of_site(rank, width)
     try:
-        _check_readers(walk, site, readers)
-        end = _back(walk, site, Layout.of_site(rank, width))
+        _check_readers(walk, site, readers, layout)
+        end = _back(walk, site, layout)
+        _check_types(end.writers)
     except _BlockedError as stop:
         return Absorption((), 0, nothing, tuple(walk.path), (), str(stop))
-    block = 1 if end.layout.diagonal else _block_width(end.layout.mixing)
+    block = end.layout.block_width
     ties = np.unique(end.layout.position, return_inverse=True)[1].reshape(-1)
     reason = (
         "only a scaling passes there" if block == 1 else ("" if block == width else f"mixing ends at {block} channels")
     )
-    return Absorption(end.writers, block, ties, tuple(walk.path), tuple(dict.fromkeys(walk.caches)), reason)
+    return Absorption(end.writers, block, ties, tuple(walk.path), end.caches, reason)
 
 
-def _block_width(mixing: np.ndarray) -> int:
-    """Return the width of the equal contiguous blocks that `mixing` allows, 1 if they are not equal and contiguous."""
-    width = len(mixing)
-    starts = np.flatnonzero(np.diff(mixing)) + 1
-    block = int(starts[0]) if len(starts) else width
-    regular = width % block == 0 and np.array_equal(starts, np.arange(block, width, block))
-    return block if regular else 1
-
-
-def _check_readers(walk: _Walk, value: ir.Value, allowed: frozenset[ir.Node]) -> None:
-    if value.is_graph_output() and not (walk.change_caches and walk.in_attention and _is_cache(value)):
+def _check_readers(walk: _Walk, value: ir.Value, allowed: frozenset[ir.Node], layout: Layout) -> None:
+    if value.is_graph_output() and not (walk.change_caches and layout.attended and _is_cache(value)):
         raise _BlockedError(f"{value.name} is also an output of the graph")
     for reader in value.consumers():
-        if reader not in allowed and reader.op_type not in _SHAPE_READERS:
+        if _reads_shape_only(reader):
+            continue
+        if reader not in allowed:
             raise _BlockedError(f"also read by {reader.op_type} {reader.name}")
+        if sum(operand is value for operand in reader.inputs) > 1:
+            raise _BlockedError(f"{reader.op_type} {reader.name} reads the value twice")
+
+
+def _reads_shape_only(reader: ir.Node) -> bool:
+    return reader.op_type in _SHAPE_READERS and not reader.domain
+
+
+def _check_types(writers: tuple[Writer, ...]) -> None:
+    for writer in writers:
+        dtype = constant_type(writer.node.inputs[writer.index])
+        if dtype not in FLOATS:
+            raise _BlockedError(f"the constant of {writer.node.op_type} {writer.node.name} is of type {dtype}")
 
 
 def _is_cache(value: ir.Value) -> bool:
@@ -155,7 +165,7 @@ def _is_cache(value: ir.Value) -> bool:
         return False
     states = [operand for operand in node.inputs if operand is not None and operand.is_graph_input()]
     return len(states) == 1 and all(
-        reader is node or reader.op_type in _SHAPE_READERS for reader in states[0].consumers()
+        reader is node or _reads_shape_only(reader) for reader in states[0].consumers()
     )
 
 
@@ -165,11 +175,13 @@ def _back(walk: _Walk, value: ir.Value, layout: Layout) -> _End:
     if node is None:
         raise _BlockedError("comes straight from " + ("a graph input" if value.is_graph_input() else "a constant"))
     walk.path.append(node.op_type)
-    if node.op_type == "Split":
-        return _split(walk, node, layout, value)
-    if node.op_type in _NORMS and value is node.outputs[0]:
+    if len(walk.path) > _LONGEST_PATH:
+        raise _BlockedError(f"the way back is longer than {_LONGEST_PATH} nodes")
+    if node.op_type in _NORMS and node.domain in ("", "com.microsoft") and value is node.outputs[0]:
         return _norm(walk, node, layout)
-    rule = RULES.get(node.op_type)
+    if node.op_type == "Split" and not node.domain:
+        return _split(walk, node, layout, value)
+    rule = None if node.domain else RULES.get(node.op_type)
     if rule is None or value is not node.outputs[0]:
         raise _BlockedError(f"{node.op_type} takes up nothing")
     return rule(walk, node, layout)
@@ -180,9 +192,7 @@ def _into(walk: _Walk, node: ir.Node, index: int, layout: Layout | None) -> _End
     value = node.inputs[index]
     if value is None or layout is None:
         raise _BlockedError(f"the channels cannot be followed through {node.op_type} {node.name}")
-    _check_readers(walk, value, frozenset({node}))
-    if sum(operand is value for operand in node.inputs) > 1:
-        raise _BlockedError(f"{node.op_type} {node.name} reads the value twice")
+    _check_readers(walk, value, frozenset({node}), layout)
     return _back(walk, value, layout)
 
 
@@ -260,9 +270,8 @@ def _product(walk: _Walk, node: ir.Node, layout: Layout) -> _End:
     rank = _rank(walk, node.outputs[0])
     moved = through_product(layout, rank)
     before, after = walk.shapes[node.inputs[1]], walk.shapes[node.outputs[0]]  # type: ignore[index]
-    if moved is None or before is None or after is None or len(before) < 2:
+    if moved is None or before is None or after is None or not 2 <= len(before) <= len(after):
         raise _BlockedError(f"the channels are not the columns of the right operand of {node.name}")
-    walk.in_attention = True
     # The row axis differs (query against key length) but carries no channels, so only the others matter here.
     return _into(walk, node, 1, through_expand(moved, before, after))
 
@@ -277,7 +286,7 @@ def _mul(walk: _Walk, node: ir.Node, layout: Layout) -> _End:
     if writer is not None:
         return _End((writer,), layout.only_scale())
     _check_same_channels(walk, node, 1 - constant, layout)
-    return _into(walk, node, 1 - constant, layout)
+    return _into(walk, node, 1 - constant, _moved_rank(walk, node, 1 - constant, layout))
 
 
 def _gate(walk: _Walk, node: ir.Node, layout: Layout) -> _End:
@@ -311,7 +320,7 @@ def _add(walk: _Walk, node: ir.Node, layout: Layout) -> _End:
             raise _BlockedError(f"{node.op_type} {node.name} adds one number to all channels")
         _check_same_channels(walk, node, 1 - constant, layout)
         end = _into(walk, node, 1 - constant, _moved_rank(walk, node, 1 - constant, layout))
-        return _End((*end.writers, writer), end.layout)
+        return dataclasses.replace(end, writers=(*end.writers, writer))
     ends = []
     for index in (0, 1):
         _check_same_channels(walk, node, index, layout)
@@ -329,7 +338,9 @@ def _join(node: ir.Node, ends: list[_End]) -> _End:
         )
         if not same_ties or not (diagonal or np.array_equal(first.mixing, end.layout.mixing)):
             raise _BlockedError(f"the branches of {node.op_type} {node.name} ask for different ties")
-    return _End(tuple(writer for end in ends for writer in end.writers), dataclasses.replace(first, diagonal=diagonal))
+    writers = tuple(writer for end in ends for writer in end.writers)
+    caches = tuple(dict.fromkeys(name for end in ends for name in end.caches))
+    return _End(writers, dataclasses.replace(first, diagonal=diagonal), caches)
 
 
 def _same(walk: _Walk, node: ir.Node, layout: Layout) -> _End:
@@ -337,8 +348,8 @@ def _same(walk: _Walk, node: ir.Node, layout: Layout) -> _End:
 
 
 def _cast(walk: _Walk, node: ir.Node, layout: Layout) -> _End:
-    if not ir.DataType(node.attributes["to"].as_int()).is_floating_point():
-        raise _BlockedError(f"{node.name} casts to integers")
+    if ir.DataType(node.attributes["to"].as_int()) not in FLOATS:
+        raise _BlockedError(f"{node.name} casts to a type that cannot be scaled")
     return _into(walk, node, 0, layout)
 
 
@@ -376,7 +387,7 @@ def _concat(walk: _Walk, node: ir.Node, layout: Layout) -> _End:
     rank = _rank(walk, node.outputs[0])
     if node.attributes["axis"].as_int() % rank in layout.axes:
         raise _BlockedError(f"{node.name} joins channels")
-    ends = []
+    ends, caches = [], []
     for index, value in enumerate(node.inputs):
         if (
             value is not None
@@ -384,12 +395,13 @@ def _concat(walk: _Walk, node: ir.Node, layout: Layout) -> _End:
             and node.outputs[0].is_graph_output()
             and _is_cache(node.outputs[0])
         ):
-            walk.caches.append(str(node.outputs[0].name))
+            caches.append(str(node.outputs[0].name))
         else:
             ends.append(_into(walk, node, index, layout))
     if not ends:
         raise _BlockedError(f"{node.name} joins graph inputs only")
-    return _join(node, ends)
+    end = _join(node, ends)
+    return dataclasses.replace(end, caches=(*end.caches, *caches))
 
 
 def _split(walk: _Walk, node: ir.Node, layout: Layout, value: ir.Value) -> _End:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+"""Types in which a product of numbers is that product, up to rounding."""
+
 _TRANSPARENT = frozenset({"Identity", "Transpose", "Cast"})
 
 
@@ -67,17 +70,18 @@ def constant_array(value: ir.Value | None) -> np.ndarray | None:
 
 def constant_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     """Return the shape of what `constant_array` would return, without reading the numbers."""
-    if value is None:
-        return None
-    producer = value.producer()
-    if producer is not None and producer.op_type in _TRANSPARENT and not producer.domain:
-        inner = constant_shape(producer.inputs[0])
-        if inner is None or producer.op_type != "Transpose":
-            return inner
-        order = producer.attributes.get("perm")
-        return tuple(reversed(inner)) if order is None else tuple(inner[axis] for axis in order.as_ints())
+    turns: list[ir.Node] = []
+    while value is not None and (producer := value.producer()) is not None and _is_transparent(producer):
+        turns += [producer] if producer.op_type == "Transpose" else []
+        value = producer.inputs[0]
     tensor = constant_tensor(value)
-    return None if tensor is None else tuple(tensor.shape.numpy())
+    if tensor is None:
+        return None
+    shape = tuple(tensor.shape.numpy())
+    for turn in reversed(turns):
+        order = turn.attributes.get("perm")
+        shape = shape[::-1] if order is None else tuple(shape[axis] for axis in order.as_ints())
+    return shape
 
 
 def constant_type(value: ir.Value | None) -> ir.DataType:

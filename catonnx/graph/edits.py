@@ -39,7 +39,8 @@ class Names:
     """
 
     def __init__(self, graph: ir.Graph) -> None:
-        self._taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+        graphs = (graph, *graph.subgraphs())
+        self._taken = {value.name for part in graphs for value in (*part.inputs, *part.initializers.values())}
         for node in ir.traversal.RecursiveGraphIterator(graph):
             self._taken.add(node.name)
             self._taken.update(value.name for value in node.outputs)
@@ -120,7 +121,7 @@ def insert_before(
     Args:
         graph: The graph that holds them, sorted.
         names: Free names.
-        readers: Nodes that read the chain's result instead of `value` from now on, in graph order.
+        readers: Nodes whose first input is `value`, and the chain's result from now on, in graph order.
         value: Where the chain begins; it has the shape that it ends with.
         steps: The nodes.
     """
@@ -135,6 +136,4 @@ def insert_before(
         current = output
     current.shape = value.shape
     for reader in readers:
-        for index, operand in enumerate(reader.inputs):
-            if operand is value:
-                reader.replace_input_with(index, current)
+        reader.replace_input_with(0, current)

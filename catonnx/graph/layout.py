@@ -27,6 +27,7 @@ class Layout:
         position: For each channel of the site its flat index within `sizes`; channels with one index are tied.  # (d,)
         mixing: Channels of the site may be mixed only with those of the same number.  # (d,)
         diagonal: Only a scaling can be taken up from here on.
+        attended: The rows are summed, weighted by another activation, on the way to the site: they are the values of an attention.
     """
 
     axes: tuple[int, ...]
@@ -34,6 +35,7 @@ class Layout:
     position: np.ndarray
     mixing: np.ndarray
     diagonal: bool = False
+    attended: bool = False
 
     @staticmethod
     def of_site(rank: int, width: int) -> Layout:
@@ -48,6 +50,23 @@ class Layout:
     def only_scale(self) -> Layout:
         """Return this layout with mixing ruled out."""
         return dataclasses.replace(self, diagonal=True)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the site holds every channel of the value, not just a part."""
+        return len(np.unique(self.position)) == int(np.prod(self.sizes))
+
+    @property
+    def block_width(self) -> int:
+        """Width of the widest equal blocks of neighbours that may be mixed, tied as wholes where they are tied at all; 1 for a scaling."""
+        width = len(self.position)
+        return 1 if self.diagonal else max(k for k in range(1, width + 1) if width % k == 0 and self._may_mix(k))
+
+    def _may_mix(self, block: int) -> bool:
+        if (self.mixing.reshape(-1, block) != self.mixing[::block, None]).any():
+            return False
+        blocks = np.unique(self.position.reshape(-1, block), axis=0)
+        return len(np.unique(blocks)) == blocks.size
 
 
 def through_transpose(layout: Layout, order: list[int]) -> Layout:
@@ -93,7 +112,8 @@ def through_expand(layout: Layout, before: Shape, after: Shape) -> Layout | None
             repeated.append(index)
         else:
             return None
-    if not kept:
+    # The other parts of what was repeated belong to somebody else, who would see them changed.
+    if not kept or (repeated and not layout.is_whole):
         return None
     coordinates = layout.coordinates
     sizes = tuple(layout.sizes[index] for index in kept)
@@ -108,7 +128,7 @@ def through_product(layout: Layout, rank: int) -> Layout | None:
     if last != rank - 1 or rank - 2 in layout.axes:
         return None
     coordinates = layout.coordinates[:-1]
-    return dataclasses.replace(layout, mixing=_refine(layout.mixing, *coordinates))
+    return dataclasses.replace(layout, mixing=_refine(layout.mixing, *coordinates), attended=True)
 
 
 def part_of(layout: Layout, axis: int, offset: int, length: int) -> Layout:

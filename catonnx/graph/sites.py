@@ -12,9 +12,8 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from catonnx.graph.constants import constant_shape, constant_type
+from catonnx.graph.constants import FLOATS, constant_shape, constant_type
 
-_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _AFTER_HEAD = frozenset(
     "Add Cast Clip Div Identity LogSoftmax Mul Reshape Sigmoid Slice Softmax Squeeze Sub Tanh Unsqueeze Flatten".split()
 )
@@ -182,7 +181,7 @@ def _reason_against(node: ir.Node, inner: bool) -> str | None:
     if 0 in shape:
         return f"the weight is empty: {list(shape)}"
     dtype = constant_type(right)
-    return None if dtype in _FLOATS else f"the weight is of type {dtype}"
+    return None if dtype in FLOATS else f"the weight is of type {dtype}"
 
 
 def _leave_heads(linears: list[Linear]) -> list[Linear]:

@@ -1,0 +1,124 @@
+"""Times of language models that take turns, so that what slows the machine down for a while slows down all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from catonnx.errors import CatonnxError
+from catonnx.runtime.decoding import LOGITS, present_name
+from catonnx.runtime.feeds import InputSpec
+from catonnx.runtime.sessions import PROVIDER_NAMES, open_session
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model as it is run: a file and session configuration entries."""
+
+    path: Path
+    config: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one variant, one entry a round."""
+
+    prefill: tuple[float, ...]
+    decode: tuple[float, ...]
+
+
+class Runner:
+    """A language model whose cache and logits stay where they are computed: nothing of them is copied while time runs.
+
+    Raises:
+        CatonnxError: the model does not load, or has no cache.
+    """
+
+    def __init__(self, session: InferenceSession) -> None:
+        self._session = session
+        self._spec = InputSpec.from_session(session)
+        outputs = {node.name for node in session.get_outputs()}
+        if not self._spec.has_cache or LOGITS not in outputs:
+            raise CatonnxError("the model has no cache or no logits", hint="export it with a cache")
+        self._device = "cuda" if PROVIDER_NAMES["cuda"] in session.get_providers() else "cpu"
+        self._present = [present_name(name, outputs) for name in self._spec.past_names]
+        self.start()
+
+    def start(self) -> None:
+        """Forget everything."""
+        self._cache: dict[str, object] = {}
+        self._length = 0
+
+    def step(self, tokens: np.ndarray) -> float:
+        """Append `tokens` int64 [1, n] and return the seconds that it took."""
+        feeds = self._spec.feeds(tokens, self._length)
+        if self._length == 0:
+            feeds |= self._spec.empty_past(1)
+        binding = self._session.io_binding()
+        begin = time.perf_counter()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        for name, value in self._cache.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in (LOGITS, *self._present):
+            binding.bind_output(name, self._device)
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        seconds = time.perf_counter() - begin
+        self._cache = dict(zip(self._spec.past_names, binding.get_outputs()[1:], strict=True))
+        self._length += tokens.shape[1]
+        return seconds
+
+
+def open_runner(variant: Variant, provider: str = "cpu") -> Runner:
+    """Open a variant at ONNX Runtime's default optimization."""
+    return Runner(open_session(variant.path, provider=provider, config=variant.config))
+
+
+def take_turns(
+    runners: Mapping[str, Runner], tokens: np.ndarray, *, rounds: int, context: int, decoded: int
+) -> dict[str, Times]:
+    """Time all runners in every round, beginning with another one each time, after one round that warms up.
+
+    Args:
+        runners: By name.
+        tokens: int64 [sequence]; taken in at once for the time of prefill.
+        rounds: Rounds that count.
+        context: Tokens that stand before the first one that is decoded.
+        decoded: Tokens decoded one by one in a round; their median is the round's time.
+    """
+    names = list(runners)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            measured = _one_round(runners[name], tokens[np.newaxis], context, decoded)
+            if turn:
+                times[name].append(measured)
+    return {
+        name: Times(tuple(prefill for prefill, _ in own), tuple(decode for _, decode in own))
+        for name, own in times.items()
+    }
+
+
+def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """Return the median over the rounds of over / under."""
+    return statistics.median(first / second for first, second in zip(over, under, strict=True))
+
+
+def _one_round(runner: Runner, tokens: np.ndarray, context: int, decoded: int) -> tuple[float, float]:
+    runner.start()
+    prefill = runner.step(tokens)
+    runner.start()
+    runner.step(tokens[:, :context])
+    singles = [tokens[:, at : at + 1] for at in range(context, context + decoded + 1)]
+    runner.step(singles[0])  # the first step after a long one allocates anew
+    return prefill, statistics.median(runner.step(token) for token in singles[1:])
