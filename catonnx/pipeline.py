@@ -77,6 +77,8 @@ def optimize(
             reference = load.bring(source, work)
             opened = analyse(load.load(reference), recipe)
             check_something_to_do(opened)
+            if plan is not None:
+                check_plan(plan, opened.sites, opened.absorptions)
         graph_model, linears = opened.model, tuple(linear for site in opened.sites for linear in site.selected)
 
         with clock("calibrate"):
@@ -88,7 +90,6 @@ def optimize(
 
         with clock("plan"):
             chosen = plan or make_plan(recipe, opened.sites, opened.absorptions, moments, selected_weights)
-            check_plan(chosen, opened.sites, opened.absorptions)
             predictions = predict(opened.sites, chosen, moments, recipe, selected_weights)
             changed_caches = _changed_caches(opened, chosen)
 
@@ -122,7 +123,11 @@ def optimize(
             write_model(graph_model, stage / "model.onnx")
         if recipe.rounds:
             with clock("verify"):
-                verification |= verifier.check_deployed(stage / "model.onnx", len(linears))
+                verification |= verifier.check_deployed(
+                    stage / "model.onnx",
+                    len(linears),
+                    rounds_activations=recipe.form == "qdq" and recipe.provider == "cpu",
+                )
 
         with clock("save"):
             locations = load.external_locations(load.read(source.path))

@@ -78,8 +78,8 @@ def _kinds(report: Report) -> Table:
         table.add_row(
             name,
             str(kind.linears),
-            kind.absorbed or "-",
-            kind.online or "-",
+            kind.absorbed.replace(", ", "\n") or "-",
+            kind.online.replace(", ", "\n") or "-",
             *(_number(value, 1) for value in (kind.sqnr_before, kind.sqnr_after, kind.sqnr_weights)),
             f"{kind.bytes_before / scale:.1f}",
             f"{kind.bytes_after / scale:.1f}",
@@ -164,7 +164,7 @@ def _plan(sites: Sequence[SiteView]) -> Table:
     table = _table("plan", ">sites", "=absorbed", "=online", "remarks")
     for name, group in alike:
         site, why = group[0], in_common([one.why for one in group])
-        table.add_row(name, str(len(group)), ", ".join(site.absorbed) or "-", ", ".join(site.online) or "-", why)
+        table.add_row(name, str(len(group)), "\n".join(site.absorbed) or "-", "\n".join(site.online) or "-", why)
     return table
 
 

@@ -41,8 +41,14 @@ class Absorb(ir.passes.InPlacePass):
     transforms: tuple[AbsorbedTransform, ...]
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Fold every transform into its writers and readers."""
+        """Fold every transform into its writers and readers.
+
+        Raises:
+            ValueError: if a scaling is not positive, before anything is changed.
+        """
         names = Names(model.graph)
+        for item in self.transforms:
+            _check_positive(item)
         for item in self.transforms:
             transform = Transform(item.factors)
             for writer in item.writers:
@@ -50,6 +56,12 @@ class Absorb(ir.passes.InPlacePass):
             undo_in_readers(model.graph, names, item.site, transform)
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, bool(self.transforms))
+
+
+def _check_positive(item: AbsorbedTransform) -> None:
+    """A negative number does not pass a Relu."""
+    if any(isinstance(factor, Scale) and (factor.vector < 0).any() for factor in item.factors):
+        raise ValueError(f"the scaling of site {item.site.name} is negative in places; only a positive one is absorbed")
 
 
 def _fold_writer(graph: ir.Graph, names: Names, writer: Writer, transform: Transform) -> None:

@@ -5,6 +5,7 @@
       m > 64         the same with two small matrices: H_m = H_a kron H_b
     blocks k         Reshape [..., d/k, k], Transpose, MatMul batched over blocks, Transpose, Reshape back
       k = d          one MatMul
+  rank unknown   rows are joined, [-1, d/m, m] or [-1, d/k, k], and a Shape node gives them back their axes
 
 The inverse goes into the weights behind, so the function of the model does not change. Neighbouring factors that fit one matrix per block are
 multiplied out first.
@@ -84,11 +85,9 @@ class _Nodes:
                 return self._blocks(factor.matrices)
 
     @property
-    def _rank(self) -> int:
+    def _rank(self) -> int | None:
         shape = self.shapes[self.site.value]
-        # A MatMul whose operand has no known rank: exporters of text and vision models mean [batch, position, channel].
-        default = 2 if self.site.linears[0].node.op_type == "Gemm" else 3
-        return default if shape is None else len(shape)
+        return None if shape is None else len(shape)
 
     def _hadamard(self, factor: Hadamard) -> list[Step]:
         first, second = kronecker_pair(factor.order)
@@ -97,33 +96,48 @@ class _Nodes:
         products = [self._step("hadamard", "MatMul", [None, self._matrix(factor.order if whole else second)])]
         if not whole:
             products.append(self._step("hadamard_outer", "MatMul", [self._matrix(first, transposed=True), None]))
-        return [self._reshape("split", tail), *products, self._reshape("join", [factor.width])]
+        return [self._split(tail), *products, self._join()]
 
     def _blocks(self, matrices: np.ndarray) -> list[Step]:
         count, block, _ = matrices.shape
         if count == 1:
             return [self._step("transform", "MatMul", [None, self._constant("transform", matrices[0])])]
-        rank = self._rank
+        rank = self._rank or 2
         to_front = [rank - 1, *range(rank - 1), rank]
         to_back = [*range(1, rank), 0, rank]
         weight = matrices.reshape(count, *(1,) * (rank - 2), block, block)
         return [
-            self._reshape("split", [count, block]),
+            self._split([count, block]),
             self._step("blocks_first", "Transpose", [None], perm=to_front),
             self._step("transform", "MatMul", [None, self._constant("transform", weight)]),
             self._step("blocks_last", "Transpose", [None], perm=to_back),
-            self._reshape("join", [count * block]),
+            self._join(),
         ]
 
     def _step(self, what: str, operator: str, inputs: Sequence[ir.Value | None], **attributes: object) -> Step:
         return Step(f"{self.site.name}/cat/{what}", operator, tuple(inputs), attributes)
 
-    def _reshape(self, what: str, tail: Sequence[int]) -> Step:
-        """Reshape the channel axes to `tail` and leave the others (a 0 copies a length)."""
-        target = np.array([*(0,) * (self._rank - 1), *tail], np.int64)
-        return self._step(
-            what, "Reshape", [None, add_constant(self.graph, self.names, f"{self.site.name}/cat/{what}_shape", target)]
-        )
+    def _split(self, tail: Sequence[int]) -> Step:
+        """Reshape the channel axis to `tail` and leave the others (a 0 copies a length), or join them if nobody knows how many there are."""
+        head = (-1,) if self._rank is None else (0,) * (self._rank - 1)
+        return self._step("split", "Reshape", [None, self._target("split", [*head, *tail])])
+
+    def _join(self) -> Step:
+        """Undo `_split`."""
+        if self._rank is None:
+            return self._step("join", "Reshape", [None, self._shape_at_run_time()])
+        return self._step("join", "Reshape", [None, self._target("join", [*(0,) * (self._rank - 1), self.site.width])])
+
+    def _target(self, what: str, lengths: Sequence[int]) -> ir.Value:
+        array = np.array(lengths, np.int64)
+        return add_constant(self.graph, self.names, f"{self.site.name}/cat/{what}_shape", array)
+
+    def _shape_at_run_time(self) -> ir.Value:
+        name = self.names.new(f"{self.site.name}/cat/shape")
+        output = ir.Value(name=self.names.new(f"{name}_output"), type=ir.TensorType(ir.DataType.INT64))
+        node = ir.node("Shape", [self.site.value], outputs=[output], name=name)
+        self.graph.insert_before(self.site.linears[0].node, node)
+        return output
 
     def _constant(self, what: str, array: np.ndarray) -> ir.Value:
         return add_constant(self.graph, self.names, f"{self.site.name}/cat/{what}_matrix", self._typed(array))

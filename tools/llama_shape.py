@@ -245,9 +245,7 @@ class _Writer:
         name = f"/{at}/{kind}_{len(self.tape.nodes)}"
         return self.tape.op(kind, inputs, attributes, domain=domain, name=name)  # type: ignore[arg-type]
 
-    def _input(
-        self, name: str, dims: Sequence[int | str], dtype: ir.DataType = ir.DataType.FLOAT16
-    ) -> ir.Value:
+    def _input(self, name: str, dims: Sequence[int | str], dtype: ir.DataType = ir.DataType.FLOAT16) -> ir.Value:
         value = ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(dtype))
         self._inputs.append(value)
         return value

@@ -115,10 +115,11 @@ def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
 
 
 def _one_round(runner: Runner, tokens: np.ndarray, context: int, decoded: int) -> tuple[float, float]:
-    runner.start()
-    prefill = runner.step(tokens)
+    # Prefill comes last: the threads of the model that ran before spin on for a while, and would be in its way.
     runner.start()
     runner.step(tokens[:, :context])
     singles = [tokens[:, at : at + 1] for at in range(context, context + decoded + 1)]
     runner.step(singles[0])  # the first step after a long one allocates anew
-    return prefill, statistics.median(runner.step(token) for token in singles[1:])
+    decode = statistics.median(runner.step(token) for token in singles[1:])
+    runner.start()
+    return runner.step(tokens), decode

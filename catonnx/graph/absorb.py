@@ -164,9 +164,7 @@ def _is_cache(value: ir.Value) -> bool:
     if node is None or node.op_type != "Concat":
         return False
     states = [operand for operand in node.inputs if operand is not None and operand.is_graph_input()]
-    return len(states) == 1 and all(
-        reader is node or _reads_shape_only(reader) for reader in states[0].consumers()
-    )
+    return len(states) == 1 and all(reader is node or _reads_shape_only(reader) for reader in states[0].consumers())
 
 
 def _back(walk: _Walk, value: ir.Value, layout: Layout) -> _End:

@@ -120,7 +120,7 @@ def read(path: Path) -> ir.Model:
         ModelError: as `load`.
     """
     try:
-        proto = onnx.load(path, load_external_data=False)
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
     except DecodeError as error:
         raise ModelError("this is not an ONNX model, or it is truncated", where=path, hint="export it again") from error
     except OSError as error:
@@ -129,12 +129,32 @@ def read(path: Path) -> ir.Model:
         raise ModelError("this is not an ONNX model: it holds no graph", where=path, hint="export it again")
     try:
         model = ir.from_proto(proto)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-        raise ModelError(f"the graph is not sound: {error}", where=path) from error
+    except (ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        raise ModelError(f"the graph is not sound: {_root(error)}", where=path, hint="export it again") from error
+    _check_whole(model, path)
     ir.external_data.set_base_dir(model.graph, path.parent)
     for tensor in _external_tensors(model):
         _check_external(tensor, path)
     return model
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return what an error began with; onnx-ir prints whole graphs around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _check_whole(model: ir.Model, path: Path) -> None:
+    """Refuse a graph that reads or returns what nothing in it makes; onnx-ir only warns of it."""
+    read = [(node.name, value) for node in ir.traversal.RecursiveGraphIterator(model.graph) for value in node.inputs]
+    returned = [("the graph's outputs", value) for value in model.graph.outputs]
+    for reader, value in (*read, *returned):
+        if value is None or value.producer() or value.is_graph_input() or value.is_initializer():
+            continue
+        raise ModelError(
+            f"nothing makes the value {value.name!r}", where=f"{path}, read by {reader}", hint="export it again"
+        )
 
 
 def external_locations(model: ir.Model) -> set[str]:
@@ -246,7 +266,10 @@ def _normalize(model: ir.Model, path: Path) -> None:
     for index, node in enumerate(model.graph):
         if not node.name:
             node.name = f"{node.op_type}_{index}"
-    model.graph.sort()
+    try:
+        model.graph.sort()
+    except ValueError as error:
+        raise ModelError(f"the graph is not sound: {error}", where=path, hint="export it again") from error
 
 
 def _convert(model: ir.Model, opset: int, path: Path) -> None:

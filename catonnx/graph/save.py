@@ -129,7 +129,10 @@ def _replace(stage: Path, out: Path) -> None:
     except OSError:
         aside.rename(out)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.is_symlink():
+        aside.unlink()
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def copy_companions(folder: Path, out: Path, skip: set[str]) -> list[str]:

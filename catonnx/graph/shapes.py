@@ -18,6 +18,9 @@ from catonnx.graph.dims import Dim
 Shape = tuple[Dim, ...]
 Contents = tuple[Dim | None, ...]
 _LONGEST = 64
+_DOMAINS = ("", "com.microsoft")
+"""Where operators with these names mean what the tables below say."""
+
 
 _SAME = frozenset(
     "Abs Cast Clip Cos CumSum Dropout Elu Erf Exp Gelu HardSigmoid HardSwish Identity IsNaN LayerNormalization LeakyRelu Log Neg Not "
@@ -80,15 +83,15 @@ class Shapes:
                 self._contents[output] = tuple(Dim(int(element)) for element in array.reshape(-1))
             return
         inputs = [None if value is None else self._shapes.get(value) for value in node.inputs]
-        if node.op_type == "Split":
+        if node.op_type == "Split" and not node.domain:
             self._split(node, inputs[0])
             return
-        shape = self._shape(node, inputs)
+        shape = self._shape(node, inputs) if node.domain in _DOMAINS else None
         if shape is None and output.shape is not None:
             shape = tuple(Dim(dim) if isinstance(dim, int) else dims.unknown() for dim in output.shape)
         if shape is not None:
             self._shapes[output] = shape
-        rule = _CONTENTS.get(node.op_type)
+        rule = None if node.domain else _CONTENTS.get(node.op_type)
         if rule is not None and (shape is None or len(shape) < 2):
             contents = rule(self, node)
             if contents is not None and len(contents) <= _LONGEST:
@@ -135,6 +138,8 @@ class Shapes:
         keep = _integer(node, "keepdims", 1)
         if axes is None:
             return None
+        if not axes and _integer(node, "noop_with_empty_axes", 0):
+            return shape
         axes = axes or list(range(len(shape)))
         reduced = [Dim(1) if axis in axes else dim for axis, dim in enumerate(shape)]
         return tuple(dim for axis, dim in enumerate(reduced) if keep or axis not in axes)
@@ -154,7 +159,8 @@ class Shapes:
 def _declared(dim: int | ir.SymbolicDim) -> Dim:
     if isinstance(dim, int):
         return Dim(dim)
-    return dims.unknown() if dim.value is None else dims.symbol(str(dim.value))
+    # Exporters that know no name write one of these for every length, equal or not.
+    return dims.unknown() if dim.value is None or dim.value in ("?", "None", "-1") else dims.symbol(str(dim.value))
 
 
 def _integer(node: ir.Node, name: str, default: int) -> int:
@@ -271,7 +277,9 @@ def _expand(shapes: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape 
     target = shapes.contents(node.inputs[1])
     if target is None:
         return None
-    return _broadcast_all([inputs[0], tuple(dims.unknown() if dim is None else dim for dim in target)])
+    return _broadcast_all(
+        [inputs[0], tuple(dims.unknown() if dim is None or dim.value == -1 else dim for dim in target)]
+    )
 
 
 def _flatten(_: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
@@ -355,6 +363,12 @@ def _read_same(shapes: Shapes, node: ir.Node) -> Contents | None:
     return shapes.contents(node.inputs[0])
 
 
+def _read_cast(shapes: Shapes, node: ir.Node) -> Contents | None:
+    """Return integers cast to integers; fractions and truth values follow other rules than lengths."""
+    to_integer = ir.DataType(node.attributes["to"].as_int()) in (ir.DataType.INT64, ir.DataType.INT32)
+    return shapes.contents(node.inputs[0]) if to_integer else None
+
+
 def _read_fill(shapes: Shapes, node: ir.Node) -> Contents | None:
     length = _at(shapes.contents(node.inputs[0]), 0)
     attribute = node.attributes.get("value")
@@ -367,10 +381,8 @@ def _elementwise(combine: Callable[[Dim, Dim], Dim | None]) -> Callable[[Shapes,
         left, right = shapes.contents(node.inputs[0]), shapes.contents(node.inputs[1])
         if left is None or right is None or (len(left) != len(right) and 1 not in (len(left), len(right))):
             return None
-        length = max(len(left), len(right))
-        pairs = zip(
-            left * (length // len(left)) if left else (), right * (length // len(right)) if right else (), strict=True
-        )
+        length = len(right) if len(left) == 1 else len(left)
+        pairs = zip(*(part * length if len(part) == 1 else part for part in (left, right)), strict=True)
         return tuple(None if a is None or b is None else combine(a, b) for a, b in pairs)
 
     return read
@@ -387,7 +399,8 @@ def _equal(left: Dim, right: Dim) -> Dim | None:
 
 def _quotient(left: Dim, right: Dim) -> Dim | None:
     if left.value is not None and right.value:
-        return Dim(left.value // right.value)
+        # ONNX rounds towards zero, Python down.
+        return Dim(left.value // right.value) if left.value >= 0 and right.value > 0 else None
     return dims.divide(left, right)
 
 
@@ -411,7 +424,7 @@ _CONTENTS: dict[str, Callable[[Shapes, ir.Node], Contents | None]] = {
     "Squeeze": _read_same,
     "Reshape": _read_same,
     "Identity": _read_same,
-    "Cast": _read_same,
+    "Cast": _read_cast,
     "ConstantOfShape": _read_fill,
     "Where": _read_where,
     "Equal": _elementwise(_equal),

@@ -17,6 +17,10 @@ _PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm"})
 _TRANSPARENT = frozenset({"Transpose", "Cast", "Reshape", "Identity"})
 
 
+WRITE_OPTIMIZED = {"session.optimized_model_external_initializers_file_name": "weights.bin"}
+"""Session configuration for `optimized_path`: weights go to a second file, because one protobuf could pass 2 GB."""
+
+
 @dataclass(frozen=True)
 class OptimizedGraph:
     """The graph that ONNX Runtime runs.
@@ -53,14 +57,19 @@ def fused_ops(
     """
     with tempfile.TemporaryDirectory(prefix="catonnx-", dir=folder) as scratch:
         path = Path(scratch) / "optimized.onnx"
-        # Weights go to a second file: one protobuf could pass its limit of 2 GB, and the reader maps them instead.
-        external = {"session.optimized_model_external_initializers_file_name": "weights.bin"}
-        session = open_session(model_path, provider=provider, config=external | dict(config or {}), optimized_path=path)
+        session = open_session(
+            model_path, provider=provider, config=WRITE_OPTIMIZED | dict(config or {}), optimized_path=path
+        )
         del session
-        nodes = list(ir.traversal.RecursiveGraphIterator(read(path).graph))
-        unfused = (node for node in nodes if node.op_type == "DequantizeLinear" and _is_unfused_weight(node))
-        names = tuple(node.name or node.outputs[0].name or "" for node in unfused)
-        return OptimizedGraph(Counter(node.op_type for node in nodes), names)
+        return read_optimized(path)
+
+
+def read_optimized(path: Path) -> OptimizedGraph:
+    """Read the graph that a session opened with `WRITE_OPTIMIZED` and `optimized_path` wrote."""
+    nodes = list(ir.traversal.RecursiveGraphIterator(read(path).graph))
+    unfused = (node for node in nodes if node.op_type == "DequantizeLinear" and _is_unfused_weight(node))
+    names = tuple(node.name or node.outputs[0].name or "" for node in unfused)
+    return OptimizedGraph(Counter(node.op_type for node in nodes), names)
 
 
 def _is_unfused_weight(node: ir.Node) -> bool:

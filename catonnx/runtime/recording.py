@@ -133,14 +133,27 @@ class Recording:
         if self._continued:
             self._spool.put(len(self._feeds), [continued_logits(session, self._feeds[0])])
 
-    def compare(self, candidate: str | Path, *, config: Mapping[str, str] | None = None) -> Comparison:
+    def compare(
+        self, candidate: str | Path, *, config: Mapping[str, str] | None = None, optimized_path: Path | None = None
+    ) -> Comparison:
         """Run a candidate on the same samples.
+
+        Args:
+            candidate: The model to judge.
+            config: Session configuration entries.
+            optimized_path: Where ONNX Runtime writes the graph that it really runs.
 
         Raises:
             VerificationError: it lacks an output or gives it another shape.
             ModelError: it does not load or run.
         """
-        session = open_session(candidate, provider=self._provider, config=config, threads=self._threads)
+        session = open_session(
+            candidate,
+            provider=self._provider,
+            config=config,
+            threads=self._threads,
+            optimized_path=optimized_path,
+        )
         check_outputs(self._names, session, candidate)
         differences = {name: ValueDifference() for name in self._names}
         logits = LogitDifference() if LOGITS in self._names else None

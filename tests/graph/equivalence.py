@@ -1,0 +1,123 @@
+"""Random transforms through `Absorb` and `Insert`, and whether the model still does what it did."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from catonnx.analysis import Opened, analyse
+from catonnx.graph.absorb import Absorption
+from catonnx.graph.sites import Selection, Site
+from catonnx.math.factors import Blocks, Factor, Hadamard, Scale
+from catonnx.math.hadamard import has_hadamard
+from catonnx.passes.absorb import Absorb, AbsorbedTransform
+from catonnx.passes.canonicalize import Canonicalize
+from catonnx.passes.insert import Insert, OnlineTransform
+from catonnx.recipe import Recipe
+
+_SPELLINGS = {"Constant", "Transpose", "Identity", "Cast"}
+
+
+def random_scale(random: np.random.Generator, ties: np.ndarray) -> Scale:
+    """Return a positive scaling between 1/4 and 4, alike for tied channels."""
+    return Scale(np.exp(random.uniform(-1.4, 1.4, size=int(ties.max()) + 1))[ties])
+
+
+def random_blocks(random: np.random.Generator, block: int, ties: np.ndarray) -> Blocks:
+    """Return well-conditioned blocks, one for each number in `ties`.  # (d / block,)"""
+    turns = np.linalg.qr(random.normal(size=(int(ties.max()) + 1, block, block)))[0]
+    scales = np.exp(random.uniform(-1, 1, size=(len(turns), 1, block)))
+    return Blocks((turns * scales)[ties])
+
+
+def random_factors(random: np.random.Generator, absorption: Absorption) -> tuple[Factor, ...]:
+    """Return up to three factors that an absorption says can be taken up."""
+    width = len(absorption.ties)
+    divisors = [k for k in range(2, absorption.width + 1) if absorption.width % k == 0]
+    factors: list[Factor] = []
+    for _ in range(int(random.integers(1, 4))):
+        kind = random.integers(3) if divisors else 0
+        block = int(random.choice(divisors)) if divisors else 1
+        if kind == 0:
+            factors.append(random_scale(random, absorption.ties))
+        elif kind == 1 and has_hadamard(block):
+            factors.append(Hadamard(width, block))
+        elif block > 1:
+            factors.append(random_blocks(random, block, absorption.block_ties(block)))
+    return tuple(factors) or (random_scale(random, absorption.ties),)
+
+
+def free_factors(random: np.random.Generator, width: int) -> tuple[Factor, ...]:
+    """Return factors for `Insert`, which takes anything."""
+    every = np.arange(width)
+    free = Absorption((), width, every)
+    return random_factors(random, free)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewritten:
+    """The stages of one model.
+
+    Attributes:
+        canonical: After `Canonicalize`.
+        absorbed: After `Absorb`, too.
+        inserted: After `Insert`, too.
+        caches: Outputs that may differ.
+        opened: Sites and absorptions.
+    """
+
+    canonical: onnx.ModelProto
+    absorbed: onnx.ModelProto
+    inserted: onnx.ModelProto
+    caches: frozenset[str]
+    opened: Opened
+
+
+def rewritten(proto: onnx.ModelProto, random: np.random.Generator, *, change_caches: bool = True) -> Rewritten:
+    """Take a model through all float passes, with random transforms at every site.
+
+    Raises:
+        AssertionError: if a pass breaks one of its promises about the graph's structure.
+    """
+    model = ir.from_proto(proto)
+    opened = analyse(model, Recipe(lm_head=True, caches="transformed" if change_caches else "exact"))
+    assert not Canonicalize(Selection(head=True))(model).modified, "a second Canonicalize found something"
+    canonical = ir.to_proto(model)
+    absorbing = [site for site in opened.sites if opened.absorptions[site.name].width and random.random() < 0.9]
+    transforms = tuple(_absorbed(random, site, opened.absorptions[site.name]) for site in absorbing)
+    caches = frozenset(name for site in absorbing for name in opened.absorptions[site.name].caches)
+    before = _operators(model)
+    Absorb(transforms)(model)
+    assert _operators(model) == before, "Absorb added or removed a node"
+    absorbed = ir.to_proto(model)
+    online = [site for site in opened.sites if random.random() < 0.5]
+    Insert(tuple(OnlineTransform(site, free_factors(random, site.width)) for site in online))(model)
+    stages = Rewritten(canonical, absorbed, ir.to_proto(model), caches, opened)
+    for stage in (stages.canonical, stages.absorbed, stages.inserted):
+        _check(stage)
+    return stages
+
+
+def _absorbed(random: np.random.Generator, site: Site, absorption: Absorption) -> AbsorbedTransform:
+    return AbsorbedTransform(site, absorption.writers, random_factors(random, absorption))
+
+
+def _operators(model: ir.Model) -> Counter[str]:
+    """Count all nodes but those that may have spelled a constant."""
+    return Counter(node.op_type for node in model.graph if node.op_type not in _SPELLINGS)
+
+
+def _check(proto: onnx.ModelProto) -> None:
+    """Run ONNX's checker on what it can know: output shapes are given to it, ONNX Runtime's own norm is spelled as ONNX's."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for node in copy.graph.node:
+        if node.op_type == "SimplifiedLayerNormalization":
+            node.op_type = "LayerNormalization"
+    for output in copy.graph.output:
+        output.type.tensor_type.shape.SetInParent()
+    onnx.checker.check_model(copy, full_check=False)

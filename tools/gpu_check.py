@@ -1,0 +1,155 @@
+"""What only a GPU can tell, in one command without network and in less than ten minutes.
+
+    tools/gpu_check                                    # or: python -m tools.gpu_check
+    tools/gpu_check --provider cpu --small-only        # the same code where there is no GPU: a test of this tool
+
+It writes two Llama-shaped float16 models with random weights (a small one and one of a billion parameters), rounds both
+to int4 with and without transforms, and says for each: do all nodes run on the GPU, do its outputs agree with the
+CPU's, how fast are decode and prefill, how much memory do they take. A table goes to the terminal; the same as Markdown
+and JSON to tools/results/.
+
+Exit codes: 0 all bounds met; 1 one missed, or a check failed; 2 wrong arguments; 77 no CUDA provider or no device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from catonnx.errors import CatonnxError
+from catonnx.runtime.sessions import open_session
+from tools import gpu_checks
+from tools.gpu_checks import Plan
+from tools.llama_shape import IR_VERSION, OPSET, LlamaShape
+from tools.machine import graphics_cards, surroundings
+from tools.tables import Row, all_well, attempt, markdown, write_json
+
+NO_DEVICE = 77
+"""Exit code where there is nothing to check on: the one by which test harnesses know a skipped test."""
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+SMALL = Plan("small", LlamaShape(4, 512, 8, 2, 1536, 32000), "mse", 4, 128, prefill=512, decoded=32, rounds=5)
+LARGE = Plan("1B", LlamaShape(16, 2048, 32, 8, 8192, 32000), "nearest", 4, 128, prefill=512, decoded=32, rounds=5)
+TINY = Plan("tiny", LlamaShape(1, 64, 4, 2, 96, 256, 64), "mse", 2, 16, prefill=32, decoded=4, rounds=1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = _parser().parse_args(arguments)
+    missing = why_not(options.provider)
+    if missing:
+        print(f"no GPU check: {missing}")
+        return NO_DEVICE
+    plans = [TINY] if options.tiny else ([SMALL] if options.small_only else [SMALL, LARGE])
+    if options.layers is not None:
+        plans = [
+            dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, layers=options.layers)) for plan in plans
+        ]
+    deadline = time.monotonic() + options.seconds
+    cards = graphics_cards() if options.provider == "cuda" else []
+    head = surroundings() | {"provider": options.provider, "gpus": cards}
+    rows: list[Row] = []
+    for plan in plans:
+        with tempfile.TemporaryDirectory(prefix="gpu-check-", dir=options.scratch) as scratch:
+            rows += check(plan, options.provider, Path(scratch), deadline)
+    report(head, rows, options.out or (RESULTS if options.provider == "cuda" else None))
+    return 0 if all_well(rows) else 1
+
+
+def why_not(provider: str) -> str:
+    """Return why nothing can run on a provider, or an empty text if it can."""
+    value = ir.Value(name="x", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("Identity", [value])
+    node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = "y", value.shape, value.type
+    graph = ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": OPSET}, name="probe")
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch:
+        path = Path(scratch) / "probe.onnx"
+        ir.save(ir.Model(graph, ir_version=IR_VERSION), path)
+        try:
+            open_session(path, provider=provider)
+        except CatonnxError as error:
+            return str(error)
+    return ""
+
+
+def check(plan: Plan, provider: str, scratch: Path, deadline: float) -> list[Row]:
+    """Make one model and measure it; what fails becomes a row, and the rest goes on."""
+    paths: dict[str, Path] = {}
+
+    def make(where: str, folder: Path) -> list[Row]:
+        folder.mkdir()
+        rows, made = gpu_checks.make(plan, where, folder)
+        paths.update(made)
+        return rows
+
+    _say(f"{plan.name}: writing and rounding")
+    rows = attempt(plan.name, "made", lambda: make(provider, scratch / "models"))
+    if not paths and provider != "cpu":
+        # Rounded on the CPU, the models still tell how they run on the GPU.
+        rows += attempt(plan.name, "made on the CPU", lambda: make("cpu", scratch / "models-cpu"))
+    if not paths:
+        return rows
+    steps = {
+        "fusion": lambda: gpu_checks.fusion(plan, provider, paths, scratch),
+        "nodes": lambda: gpu_checks.where(plan, provider, paths),
+        "speed": lambda: gpu_checks.speed(plan, provider, paths),
+        "agreement": lambda: gpu_checks.agreement(plan, provider, paths),
+    }
+    for name, measure in steps.items():
+        if time.monotonic() > deadline:
+            rows.append(Row(plan.name, name, "not begun: the time was up; raise --seconds", failed=True))
+            continue
+        _say(f"{plan.name}: {name}")
+        rows += attempt(plan.name, name, measure)
+    return rows
+
+
+def report(head: dict[str, Any], rows: list[Row], out: Path | None) -> None:
+    """Print the table and write it, with what it was measured on, as `gpu_check.md` and `gpu_check.json`."""
+    machine, cards = head["machine"], head["gpus"]
+    named = [", ".join(f"{key} {value}" for key, value in card.items()) for card in cards]
+    facts = [
+        f"date: {head['date']}",
+        f"gpu: {'; '.join(named) or 'none, a test of the tool on the CPU'}",
+        f"cpu: {machine['cpu']}, {machine['cores']} cores",
+        f"versions: {', '.join(f'{key} {value}' for key, value in head['versions'].items())}",
+    ]
+    text = "\n".join([*(f"- {fact}" for fact in facts), "", markdown(rows)])
+    print(text)
+    if out is not None:
+        write_json(out / "gpu_check.json", head, rows)
+        (out / "gpu_check.md").write_text(f"# tools/gpu_check\n\n{text}\n", encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gpu_check",
+        description="What only a GPU can tell about catonnx's models: placement, agreement with the CPU, speed.",
+        epilog="exit codes: 0 all bounds met; 1 one missed or a check failed; 2 wrong arguments; 77 no CUDA",
+    )
+    parser.add_argument("--provider", choices=["cuda", "cpu"], default="cuda", help="where to run (default cuda)")
+    parser.add_argument("--small-only", action="store_true", help="leave the model of a billion parameters out")
+    parser.add_argument("--tiny", action="store_true", help="one tiny model instead: a test of this tool in seconds")
+    parser.add_argument("--layers", type=int, help="decoder layers of the models, instead of 4 and 16")
+    parser.add_argument("--seconds", type=float, default=480, help="begin no further check after this (default 480)")
+    parser.add_argument("--scratch", type=Path, help="folder for the models, 7 GB free (default: the system's)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the results (default: tools/results; on the CPU they are only shown)"
+    )
+    return parser
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
