@@ -18,7 +18,7 @@ command line. Anything else that escapes is a bug.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class CatonnxError(Exception):
@@ -37,6 +37,13 @@ class CatonnxError(Exception):
         self.where = None if where is None else str(where)
         self.hint = hint
         super().__init__(self._text())
+
+    def moved(self, old: object, new: object) -> Self:
+        """Return the same error about the place that the user knows, where ours was at `old` while we worked."""
+        what, where, hint = (
+            text and text.replace(str(old), str(new)) for text in (self.what, self.where, self.hint)
+        )
+        return type(self)(what or "", where=where, hint=hint)
 
     def _text(self) -> str:
         place = f" ({self.where})" if self.where else ""

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from catonnx.errors import CalibrationError, UsageError
+from catonnx.fitting import fit_alignment
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import Site
-from catonnx.math.cat import cat_blocks, cat_scale, tied_mean, weight_moment
 from catonnx.math.factors import (
     Blocks,
     Factor,
@@ -32,8 +32,6 @@ from catonnx.recipe import Recipe
 
 WIDEST_FREE_BLOCK = 128
 """Blocks chosen by themselves are no wider than the paper's, even where a wider one could be absorbed."""
-
-_DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -196,7 +194,7 @@ def _factors(
     if recipe.needs_moments:
         if moments is None or moments.count == 0:
             raise CalibrationError("no activation was measured", where=f"site {site.name}")
-        factors.append(_alignment(site, absorption, moments, weights_of(site), block))
+        factors.append(fit_alignment(site, absorption, moments, weights_of(site), block))
     order = hadamard_order(site.width, recipe)
     wanted = recipe.hadamard_size or recipe.group_size or site.width
     if recipe.transform in ("hadamard", "cat") and order != min(wanted, site.width):
@@ -204,41 +202,6 @@ def _factors(
     if order > 1:
         factors.append(Hadamard(site.width, order))
     return factors, notes
-
-
-def _alignment(
-    site: Site, absorption: Absorption, moments: Moments, weights: Sequence[np.ndarray], block: int
-) -> Factor:
-    """Solve for the aligning scale or blocks, alike for tied channels, damped as little as keeps it invertible."""
-    free = absorption.width >= block
-    x_moment = moments.narrow(block).second_moment()
-    w_moment = weight_moment(weights, block)
-    if block == 1:
-        x_diagonal, w_diagonal = x_moment.reshape(-1), w_moment.reshape(-1)
-        if free:
-            x_diagonal, w_diagonal = (_tied_vector(diagonal, absorption.ties) for diagonal in (x_diagonal, w_diagonal))
-        return Scale(cat_scale(x_diagonal, w_diagonal))
-    if free:
-        ties = absorption.block_ties(block)
-        x_moment, w_moment = tied_mean(x_moment, ties), tied_mean(w_moment, ties)
-    failure: ValueError | None = None
-    for damping in _DAMPINGS:
-        try:
-            return Blocks(cat_blocks(x_moment, w_moment, damping))
-        except ValueError as error:
-            failure = error
-    raise CalibrationError(
-        f"the moments of the activation are too ill-conditioned: {failure}",
-        where=f"site {site.name}",
-        hint="calibrate on more tokens or take a smaller --block-size",
-    )
-
-
-def _tied_vector(vector: np.ndarray, ties: np.ndarray) -> np.ndarray:
-    """Return the mean over each set of tied channels."""
-    sums, counts = np.bincount(ties, weights=vector), np.bincount(ties)
-    mean: np.ndarray = (sums / counts)[ties]
-    return mean
 
 
 def _place(recipe: Recipe, site: Site, absorption: Absorption, factors: list[Factor], notes: list[str]) -> SitePlan:
@@ -262,13 +225,22 @@ def fits(factor: Factor, absorption: Absorption) -> bool:
     """Whether the nodes before a site can take up a factor."""
     match factor.kind:
         case FactorKind.SCALE:
-            return absorption.width >= 1
+            assert isinstance(factor, Scale)
+            return absorption.width >= 1 and bool((factor.vector > 0).all()) and _alike(factor.vector, absorption.ties)
         case FactorKind.BLOCKS:
             assert isinstance(factor, Blocks)
-            return absorption.width > 1 and absorption.width % factor.matrices.shape[1] == 0
+            block = factor.matrices.shape[1]
+            divides = absorption.width > 1 and absorption.width % block == 0
+            return divides and _alike(factor.matrices, absorption.block_ties(block))
         case FactorKind.HADAMARD:
             assert isinstance(factor, Hadamard)
             return absorption.width > 1 and absorption.width % factor.order == 0
+
+
+def _alike(rows: np.ndarray, ties: np.ndarray) -> bool:
+    """Whether rows with equal numbers in `ties` are equal."""
+    _, first, numbers = np.unique(ties, return_index=True, return_inverse=True)
+    return np.allclose(rows, rows[first[numbers]], rtol=1e-9, atol=0)
 
 
 def check_plan(plan: Plan, sites: Sequence[Site], absorptions: Mapping[str, Absorption]) -> None:
@@ -279,9 +251,9 @@ def check_plan(plan: Plan, sites: Sequence[Site], absorptions: Mapping[str, Abso
     """
     plans = plan.by_site()
     missing = [site.name for site in sites if site.name not in plans]
-    if missing or len(plans) != len(sites):
+    if missing or len(plan.sites) != len(sites):
         raise UsageError(
-            f"the plan is for {len(plans)} sites, the model has {len(sites)}",
+            f"the plan is for {len(plan.sites)} sites, the model has {len(sites)}",
             where=missing[0] if missing else None,
             hint="a plan belongs to one model, recipe and set of linears; make it again with --save-plan",
         )
@@ -291,5 +263,7 @@ def check_plan(plan: Plan, sites: Sequence[Site], absorptions: Mapping[str, Abso
             raise UsageError(f"the plan is for another width than {site.width}", where=f"site {site.name}")
         blocked = next((factor for factor in item.absorbed if not fits(factor, absorptions[site.name])), None)
         if blocked is not None:
-            reason = absorptions[site.name].reason
-            raise UsageError(f"the plan absorbs {describe(blocked)}: {reason}", where=f"site {site.name}")
+            reason = absorptions[site.name].reason or "the whole width may be mixed"
+            raise UsageError(
+                f"the plan absorbs a {describe(blocked)} that does not fit here: {reason}", where=f"site {site.name}"
+            )

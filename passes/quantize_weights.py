@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from catonnx.errors import ModelError
-from catonnx.graph.constants import constant_type
+from catonnx.graph.constants import constant_shape, constant_type
 from catonnx.graph.edits import Names, add_constant, float64_of
 from catonnx.graph.sites import Linear
 from catonnx.math.rounding import QuantizedWeight, quantize_weight
@@ -126,8 +126,10 @@ def _write_nbits(
         add_constant(graph, names, f"{weight.name}_uint4", codes),
         add_constant(graph, names, f"{weight.name}_scale", ir.Tensor(scales, dtype=dtype)),
     ]
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        inputs += [None, None, node.inputs[2]]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    own_bias = constant_shape(bias) == (linear.outputs,)
+    if own_bias:
+        inputs += [None, None, bias]
     attributes = {
         "K": linear.inputs,
         "N": linear.outputs,
@@ -143,9 +145,25 @@ def _write_nbits(
         num_outputs=1,
         name=node.name,
     )
-    graph.insert_before(node, product)
-    ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
+    added = [] if bias is None or own_bias else _added(graph, names, node, product, bias)
+    new = [product, *added]
+    ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
     graph.opset_imports.setdefault("com.microsoft", 1)
+
+
+def _added(graph: ir.Graph, names: Names, node: ir.Node, product: ir.Node, bias: ir.Value) -> list[ir.Node]:
+    """Return what adds to a product the bias of a Gemm that MatMulNBits cannot: an activation, or another shape than [N]."""
+    product.outputs[0].name = names.new(f"{node.name}/product_output")
+    beta, new = node.attributes.get_float("beta", 1.0), []
+    if beta != 1:
+        dtype = constant_type(node.inputs[1])
+        factor = add_constant(
+            graph, names, f"{node.name}/beta", ir.Tensor(np.array(beta, dtype.numpy()), dtype=dtype)
+        )
+        scaled = ir.Value(name=names.new(f"{node.name}/bias_output"), type=bias.type, shape=bias.shape)
+        new.append(ir.node("Mul", [bias, factor], outputs=[scaled], name=names.new(f"{node.name}/bias")))
+        bias = scaled
+    return [*new, ir.node("Add", [product.outputs[0], bias], name=names.new(f"{node.name}/add"))]
 
 
 def nbits_arrays(rounded: QuantizedWeight, block: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("catonnx.math", "catonnx.recipe", "catonnx.measures", "catonnx.naming", "catonnx.files"),
     ("catonnx.graph",),
     ("catonnx.passes", "catonnx.runtime"),
+    ("catonnx.fitting",),
     ("catonnx.plan", "catonnx.analysis"),
     ("catonnx.planfile", "catonnx.quality", "catonnx.report"),
     ("catonnx.pipeline",),

@@ -203,7 +203,8 @@ def speed(plan: Plan, provider: str, paths: Mapping[str, Path]) -> list[Row]:
 
 
 def _tokens(plan: Plan, count: int) -> np.ndarray:
-    return random_tokens(plan.shape, count, np.random.default_rng(1))[0]
+    tokens: np.ndarray = random_tokens(plan.shape, count, np.random.default_rng(1))[0]
+    return tokens
 
 
 def _logits(path: Path, provider: str, tokens: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from catonnx.errors import VerificationError
 from catonnx.graph.constants import constant_source
 
 Compute = Callable[[], np.ndarray]
@@ -86,10 +87,22 @@ def set_folded(
         shape: Its shape.
         dtype: Its type in the file; the one rounding of all folds.
         wanted: Name for it.
+
+    Raises:
+        VerificationError: when it is needed, if it does not fit its type.
     """
 
     def realize() -> ir.Tensor:
-        return ir.Tensor(compute().astype(dtype.numpy()), dtype=dtype)
+        exact = compute()
+        with np.errstate(over="ignore"):
+            array = exact.astype(dtype.numpy())
+        if not np.isfinite(array).all() and np.isfinite(exact).all():
+            raise VerificationError(
+                f"numbers of the new basis reach {np.abs(exact).max():.1e} and overflow {dtype.name.lower()}",
+                where=f"input {index} of {node.name}",
+                hint="leave the layer out with --exclude, choose another --transform, or take a float32 model",
+            )
+        return ir.Tensor(array, dtype=dtype)
 
     tensor = ir.LazyTensor(realize, dtype=dtype, shape=ir.Shape(shape), cache=False)
     tensor.meta[_FLOAT64] = compute

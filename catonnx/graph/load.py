@@ -6,10 +6,12 @@ memory-mapped from a file in our work folder; the source itself is only read.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -18,12 +20,13 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as common_passes
 from onnxscript import version_converter
 
-from catonnx.errors import ModelError, OutputError
-from catonnx.graph.save import OPSET, write_model
+from catonnx.errors import CatonnxError, ModelError, OutputError
+from catonnx.graph.save import OPSET, is_inside, write_model
 
 NEWEST_OPSET = 26
 """The newest opset that ONNX Runtime 1.31 loads."""
 
+_COPY = "source.onnx"
 _SPILL_BYTES = 1 << 24
 """Inline tensors that add up to more than this are moved to a mapped file."""
 
@@ -52,23 +55,23 @@ def find(location: Path) -> Source:
     Raises:
         ModelError: if there is no such file, or a folder holds several and none is `model.onnx`.
     """
-    folder = location if location.is_dir() else None
-    path = _model_in(location) if folder else location
-    if not path.exists():
-        raise ModelError(
-            "there is no such model", where=path, hint="give an .onnx file or a folder that holds model.onnx"
-        )
     try:
-        digest = _digest(path)
+        folder = location if location.is_dir() else None
+        path = _model_in(location) if folder else location
+        if not path.exists():
+            raise ModelError(
+                "there is no such model", where=path, hint="give an .onnx file or a folder that holds model.onnx"
+            )
+        return Source(path, folder, _digest(path))
     except OSError as error:
-        raise ModelError(f"the model cannot be read: {error.strerror}", where=path) from error
-    return Source(path, folder, digest)
+        raise ModelError(f"the model cannot be read: {error.strerror}", where=location) from error
 
 
 def bring(source: Source, work: Path) -> Path:
     """Bring an unchanged copy of a model into the work folder, its tensors in files of their own where they can be mapped.
 
-    External data is hard-linked where the file system allows it, and copied otherwise. The model is checked on the way.
+    External data is copied rather than linked: readers of ONNX refuse a file with two names, and nothing that we write could
+    reach the source through it. The model is checked on the way.
 
     Args:
         source: What to read.
@@ -82,7 +85,7 @@ def bring(source: Source, work: Path) -> Path:
         OutputError: if the copy cannot be written.
     """
     model = read(source.path)
-    copy = work / "source.onnx"
+    copy = work / _COPY
     if _inline_bytes(model) > _SPILL_BYTES:
         write_model(model, copy)
         return copy
@@ -90,12 +93,21 @@ def bring(source: Source, work: Path) -> Path:
         shutil.copyfile(source.path, copy)
         for location in sorted(external_locations(model)):
             (work / location).parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(source.path.parent / location, work / location)
+            shutil.copyfile(source.path.parent / location, work / location)
     except OSError as error:
         raise OutputError(
             f"the model cannot be copied: {error.strerror}", where=work, hint="free some space"
         ) from error
     return copy
+
+
+@contextlib.contextmanager
+def naming(source: Source, work: Path) -> Iterator[None]:
+    """Let errors about the copy that `bring` made in `work` name the source instead."""
+    try:
+        yield
+    except CatonnxError as error:
+        raise error.moved(work / _COPY, source.path) from error
 
 
 def load(path: Path) -> ir.Model:
@@ -159,14 +171,7 @@ def _check_whole(model: ir.Model, path: Path) -> None:
 
 def external_locations(model: ir.Model) -> set[str]:
     """Return the external data files that a model names, relative to its folder."""
-    return {str(tensor.location) for tensor in _external_tensors(model)}
-
-
-def _link_or_copy(file: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(file.resolve())
-    except OSError:
-        shutil.copyfile(file, target)
+    return {str(Path(tensor.location)) for tensor in _external_tensors(model)}
 
 
 def _model_in(folder: Path) -> Path:
@@ -217,7 +222,7 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
         raise ModelError(
             f"external data file {str(location)!r} is missing", where=where, hint=f"put it beside {path.name}"
         )
-    if not _is_inside(file, path):
+    if not is_inside(file, path):
         raise ModelError(
             f"external data {str(location)!r} is a link out of the model's folder",
             where=where,
@@ -235,23 +240,21 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
         )
 
 
-def _is_inside(file: Path, path: Path) -> bool:
-    """Whether a file really lies beside or below the model.
-
-    A Hugging Face cache is the one lawful exception: model and data are links into one folder of blobs.
-    """
-    real = file.resolve()
-    return real.is_relative_to(path.parent.resolve()) or (path.is_symlink() and real.parent == path.resolve().parent)
-
-
 def _inline_bytes(model: ir.Model) -> int:
     tensors = (value.const_value for value in model.graph.initializers.values())
     return sum(tensor.nbytes for tensor in tensors if tensor is not None and not isinstance(tensor, ir.ExternalTensor))
 
 
 def _normalize(model: ir.Model, path: Path) -> None:
-    opset = model.graph.opset_imports.get("")
-    if opset is None or opset > NEWEST_OPSET:
+    imports = model.graph.opset_imports
+    if "ai.onnx" in imports:
+        imports.setdefault("", imports.pop("ai.onnx"))  # two spellings of one domain
+    opset = imports.get("")
+    if opset is None:
+        raise ModelError(
+            "the model does not say which opset its operators are of", where=path, hint="export it with opset 18 to 21"
+        )
+    if opset > NEWEST_OPSET:
         raise ModelError(
             f"the model's opset is {opset}; ONNX Runtime runs opsets up to {NEWEST_OPSET}",
             where=path,

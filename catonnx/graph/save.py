@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from catonnx.errors import OutputError
+from catonnx.errors import CatonnxError, OutputError
 
 OPSET = 21
 """What we write: the first opset with int4 tensors and blocked DequantizeLinear."""
@@ -52,7 +52,7 @@ def write_beside(model: ir.Model, path: Path) -> None:
     """Write a model that keeps referring to external data already lying in `path`'s folder; other tensors go to `path` + `_data`.
 
     Args:
-        model: Its external tensors lie in `path.parent`.
+        model: Its external tensors lie in `path.parent`; if a file of theirs has that name, it ends in `__data`.
         path: A new file there.
 
     Raises:
@@ -69,7 +69,7 @@ def write_beside(model: ir.Model, path: Path) -> None:
     before = [value.const_value for value in own]
     try:
         tensors = [tensor for tensor in before if tensor is not None]
-        moved = ir.external_data.convert_tensors_to_external(tensors, path.parent, f"{path.name}_data")
+        moved = ir.external_data.convert_tensors_to_external(tensors, path.parent, _free_name(path, "_data"))
         for value, tensor in zip(own, moved, strict=True):
             value.const_value = tensor
         ir.save(model, path)
@@ -80,6 +80,13 @@ def write_beside(model: ir.Model, path: Path) -> None:
     finally:
         for value, tensor in zip(own, before, strict=True):
             value.const_value = tensor
+
+
+def _free_name(path: Path, suffix: str) -> str:
+    """Return a name beside `path` that no file has: it may be that of the user's data, which is still needed."""
+    while path.with_name(path.name + suffix).exists():
+        suffix = f"_{suffix}"
+    return path.name + suffix
 
 
 @contextlib.contextmanager
@@ -96,22 +103,45 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         OutputError: if `out` exists and `force` is not set, or nothing can be written beside it.
     """
-    if out.exists() and not force:
-        raise OutputError("the output exists", where=out, hint="choose another place or pass --force")
-    if out.exists() and not out.is_dir():
-        raise OutputError("the output exists and is not a folder", where=out, hint="choose another place")
+    with _parents(out):
+        try:
+            _check_free(out, force)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        except OSError as error:
+            raise OutputError(f"nothing can be written there: {error.strerror}", where=out.parent) from error
+        try:
+            yield stage
+            _replace(stage, out)
+        except OSError as error:
+            raise OutputError(f"the output cannot be written: {error.strerror or error}", where=out) from error
+        except CatonnxError as error:
+            raise error.moved(stage, out) from error
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _parents(out: Path) -> Iterator[None]:
+    """Remove the folders above `out` that did not exist before, unless something came to lie in them."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"nothing can be written there: {error.strerror}", where=out.parent) from error
+        new = [folder for folder in out.parents if not folder.exists()]
+    except OSError:
+        new = []
     try:
-        yield stage
-        _replace(stage, out)
-    except OSError as error:
-        raise OutputError(f"the output cannot be written: {error.strerror or error}", where=out) from error
+        yield
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _check_free(out: Path, force: bool) -> None:
+    stands = out.exists() or out.is_symlink()
+    if stands and not force:
+        raise OutputError("the output exists", where=out, hint="choose another place or pass --force")
+    if stands and not out.is_dir():
+        raise OutputError("the output exists and is not a folder", where=out, hint="choose another place")
 
 
 def _replace(stage: Path, out: Path) -> None:
@@ -135,24 +165,40 @@ def _replace(stage: Path, out: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def copy_companions(folder: Path, out: Path, skip: set[str]) -> list[str]:
+def copy_companions(model: Path, out: Path, skip: set[str]) -> tuple[str, ...]:
     """Copy every other file of the source folder (config, tokenizer, chat template) to the output.
 
     Args:
-        folder: The source folder.
+        model: The model in the source folder.
         out: The output folder.
-        skip: Paths relative to `folder` that are not copied: the model and its data.
+        skip: Paths relative to the source folder that are not copied: the model and its data.
 
     Returns:
-        The relative paths copied, sorted.
+        The relative paths, sorted, of links out of the folder, which are not followed.
+
+    Raises:
+        OutputError: if a file cannot be copied.
     """
-    copied = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
+    left = []
+    for path in sorted(model.parent.rglob("*")):
+        relative = path.relative_to(model.parent)
         if not path.is_file() or str(relative) in skip or (out / relative).exists():
             continue
-        target = out / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-        copied.append(str(relative))
-    return copied
+        if not is_inside(path, model):
+            left.append(str(relative))
+            continue
+        try:
+            (out / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, out / relative)
+        except OSError as error:
+            raise OutputError(f"the file cannot be carried along: {error.strerror or error}", where=path) from error
+    return tuple(left)
+
+
+def is_inside(file: Path, model: Path) -> bool:
+    """Whether a file really lies beside or below a model.
+
+    A Hugging Face cache is the one lawful exception: all files of a model are links into one folder of blobs.
+    """
+    real = file.resolve()
+    return real.is_relative_to(model.parent.resolve()) or (model.is_symlink() and real.parent == model.resolve().parent)

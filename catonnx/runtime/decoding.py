@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from catonnx.errors import CalibrationError
-from catonnx.runtime.feeds import InputSpec
-from catonnx.runtime.sessions import PROVIDER_NAMES, run_failure, runtime_errors
+from catonnx.runtime.feeds import InputSpec, ModelInput
+from catonnx.runtime.sessions import PROVIDER_NAMES, quiet_run, run_failure, runtime_errors
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -63,7 +63,7 @@ class Decoder:
             binding.bind_output(LOGITS, "cpu")
             for name in self._present_names:
                 binding.bind_output(name, self._device)
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, quiet_run())
         except runtime_errors() as error:
             raise run_failure(error, {name: array.shape for name, array in feeds.items()}) from error
         logits, *cache = binding.get_outputs()
@@ -71,6 +71,15 @@ class Decoder:
         self.length += tokens.shape[1]
         values: np.ndarray = logits.numpy()
         return values
+
+
+def continues(inputs: tuple[ModelInput, ...], outputs: set[str]) -> bool:
+    """Whether a model of these inputs and outputs can be fed piece by piece: tokens and a cache in, logits and the cache out."""
+    try:
+        past_names = InputSpec.of(inputs).past_names
+        return LOGITS in outputs and bool([present_name(name, outputs) for name in past_names])
+    except CalibrationError:
+        return False
 
 
 def present_name(past_name: str, outputs: set[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ Feeds = dict[str, np.ndarray]
 
 _NPZ_HINT = "give ready-made inputs in an .npz file with one array '<sample>/<input name>' per sample and input"
 _PAST_PREFIX = "past_key_values."
+_BROKEN = (EOFError, MemoryError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise where an archive, its compression or an array's header is not sound."""
 _TOKEN_INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "token_type_ids", "use_cache_branch"})
 _DTYPES: Mapping[str, str] = {
     "float": "float32",
@@ -174,7 +177,7 @@ def load_npz_feeds(path: str | Path, inputs: Sequence[ModelInput]) -> list[Feeds
                 arrays = {key: archive[key] for key in archive.files}
     except FileNotFoundError as error:
         raise CalibrationError("the file does not exist", where=path) from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except _BROKEN as error:
         raise CalibrationError(f"this is not an .npz file of plain arrays: {error}", where=path) from error
 
     samples: dict[str, Feeds] = {}

@@ -56,7 +56,8 @@ def gather(
     if calibration != SELF:
         text = read_text(calibration)
         spec = InputSpec.of(inputs)
-        return _batched(spec, pack_text(text, TokenStream.load(folder), seq_len=seq_len, samples=samples))
+        stream = TokenStream.load(folder)
+        return _batched(spec, pack_text(text, stream, seq_len=seq_len, samples=samples, where=calibration))
     bos = configured_bos(folder)
     if bos is None or "input_ids" not in {item.name for item in inputs}:
         raise CalibrationError(

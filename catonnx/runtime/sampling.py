@@ -67,7 +67,10 @@ def sample_text(
         for position in range(1, seq_len):
             logits = next_logits(texts[:, :position])
             if not np.isfinite(logits).all():
-                raise CalibrationError(f"the model's logits hold NaN or Inf at position {position} of its own text")
+                raise CalibrationError(
+                    f"the model's logits hold NaN or Inf at position {position} of its own text",
+                    hint="look for NaN in its weights, or use a float32 model instead of float16",
+                )
             texts[:, position] = draw(logits / temperature, uniforms[first : first + batch, position])
             progress("sample text", done * seq_len + position + 1, len(starts) * seq_len)
     return rows

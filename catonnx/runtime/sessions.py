@@ -28,7 +28,7 @@ _OPTIMIZATION_NAMES: Mapping[str, str] = {
     "basic": "ORT_ENABLE_BASIC",
 }
 
-_SEVERITY_ERROR = 3  # ONNX Runtime's scale: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
+_SEVERITY_ERROR, _SEVERITY_FATAL = 3, 4  # ONNX Runtime's scale: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
 # What ONNX Runtime writes (1.24 to 1.31), what that means, and what to do. Tried in order; {0} is the first group.
 _EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
@@ -178,10 +178,17 @@ def run(session: InferenceSession, outputs: Sequence[str], feeds: Mapping[str, n
         ModelError: ONNX Runtime failed on the way: usually a shape that the model cannot take.
     """
     try:
-        values: list[np.ndarray] = session.run(list(outputs), dict(feeds))
+        values: list[np.ndarray] = session.run(list(outputs), dict(feeds), quiet_run())
     except runtime_errors() as error:
         raise run_failure(error, {name: value.shape for name, value in feeds.items()}) from error
     return values
+
+
+def quiet_run() -> Any:
+    """Return options that keep ONNX Runtime from logging a failure that it raises too."""
+    options = import_onnxruntime().RunOptions()
+    options.log_severity_level = _SEVERITY_FATAL
+    return options
 
 
 def run_failure(error: Exception, shapes: Mapping[str, tuple[int, ...]]) -> ModelError:
@@ -212,7 +219,8 @@ def explain(error: Exception, path: Path) -> CatonnxError:
 
 def _plain(error: Exception) -> str:
     """Return the message without ONNX Runtime's status prefix and line breaks."""
-    return " ".join(re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).split()).rstrip(".")
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed: ?)?", "", str(error))
+    return " ".join(text.split()).rstrip(".")
 
 
 def _wanted_providers(runtime: Any, provider: str) -> list[str]:

@@ -50,7 +50,7 @@ class TokenStream:
             raise CalibrationError(
                 "neither config.json nor the tokenizer says with which token a text begins",
                 where=folder,
-                hint="give the id of the BOS token",
+                hint="set bos_token_id in config.json, or calibrate from .npz inputs",
             )
         prefix = first if bos is None else (bos,)
         if not 0 <= prefix[0] < tokenizer.get_vocab_size():
@@ -81,7 +81,9 @@ def read_text(path: str | Path) -> str:
     return text
 
 
-def pack_text(text: str, stream: TokenStream, *, seq_len: int, samples: int) -> np.ndarray:
+def pack_text(
+    text: str, stream: TokenStream, *, seq_len: int, samples: int, where: object = None
+) -> np.ndarray:
     """Cut `text` into at most `samples` rows of `seq_len` tokens, without overlap and evenly spread over all of it.
 
     Row i is chunk floor(i * chunks / samples) of the text; the same text gives the same rows. Documents are not kept
@@ -92,6 +94,7 @@ def pack_text(text: str, stream: TokenStream, *, seq_len: int, samples: int) -> 
         stream: Its tokenizer.
         seq_len: Tokens in a row, special tokens included.
         samples: Rows wanted.
+        where: What the text is, for errors.
 
     Returns:
         int64 [rows, seq_len]; fewer rows than `samples` if the text is too short for all of them.
@@ -105,12 +108,13 @@ def pack_text(text: str, stream: TokenStream, *, seq_len: int, samples: int) -> 
             f"{samples} rows of {seq_len} tokens leave no room for text", hint="ask for more of both"
         )
     if not text.strip():
-        raise CalibrationError("the text is empty", hint="give some pages of plain text")
+        raise CalibrationError("the text is empty", where=where, hint="give some pages of plain text")
     ids = stream.encode(text)
     chunks = len(ids) // body
     if chunks == 0:
         raise CalibrationError(
             f"the text has {len(ids)} tokens and one row needs {body}",
+            where=where,
             hint="give more text or a shorter sequence length",
         )
     rows = min(samples, chunks)

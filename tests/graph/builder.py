@@ -97,13 +97,7 @@ class Net:
         return ir.from_proto(self.proto())
 
 
-def linear_net(
-    before: str = "", *, width: int = 4, outputs: int = 3, seed: int = 0, rank: int = 3
-) -> tuple[Net, str]:
-    """Return a net with the input x [..., width], and x itself or what an operator makes of it."""
-    net = Net(seed)
-    x = net.input("x", [*("batch", "seq")[: rank - 1], width])
-    return net, net.op(before, x) if before else x
+
 
 
 def run(model: ir.Model | onnx.ModelProto, feeds: Arrays, *, optimize: bool = False) -> dict[str, np.ndarray]:

@@ -1,0 +1,146 @@
+"""Layouts against NumPy: channels are followed through a node by following the numbers themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from catonnx.graph.dims import Dim, symbol
+from catonnx.graph.layout import Layout, Shape, part_of, through_expand, through_product, through_reshape, through_transpose
+
+BATCH, SEQ = symbol("batch"), symbol("seq")
+ROWS = {"batch": 2, "seq": 3}
+
+
+def shape_of(*lengths: int | Dim) -> Shape:
+    return tuple(length if isinstance(length, Dim) else Dim(length) for length in lengths)
+
+
+def numbers(shape: Shape) -> np.ndarray:
+    """Return an array whose every element is its own flat index."""
+    lengths = [dim.coefficient * int(np.prod([ROWS[name] for name in dim.symbols])) for dim in shape]
+    return np.arange(int(np.prod(lengths))).reshape(lengths)
+
+
+def read(array: np.ndarray, layout: Layout) -> np.ndarray:
+    """Return the channels of a value as the layout finds them: [rows, d], rows sorted."""
+    moved = np.moveaxis(array, layout.axes, range(-len(layout.axes), 0))
+    rows: np.ndarray = moved.reshape(-1, int(np.prod(layout.sizes)))[:, layout.position]
+    return rows[np.lexsort(rows.T[::-1])]
+
+
+def test_a_site_has_its_channels_on_the_last_axis() -> None:
+    layout = Layout.of_site(3, 4)
+    assert (layout.axes, layout.sizes, layout.block_width) == ((2,), (4,), 4)
+    np.testing.assert_array_equal(layout.position, range(4))
+
+
+@given(st.permutations([0, 1, 2, 3]))
+def test_channels_are_followed_through_any_transpose(order: list[int]) -> None:
+    before = numbers(shape_of(BATCH, 2, SEQ, 4))
+    after = before.transpose(order)
+    axes = tuple(sorted(order.index(axis) for axis in (1, 3)))
+    sizes = tuple(after.shape[axis] for axis in axes)
+    layout = Layout(axes, sizes, np.arange(8), np.zeros(8, np.int64))
+    np.testing.assert_array_equal(read(before, through_transpose(layout, order)), read(after, layout))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "axes"),
+    [
+        ((BATCH, SEQ, 2, 4), (BATCH, SEQ, 8), (2,)),
+        ((BATCH, SEQ, 8), (BATCH, SEQ, 2, 4), (2, 3)),
+        ((BATCH, SEQ, 8), (Dim(1, ("batch", "seq")), 8), (1,)),
+        ((BATCH, SEQ, 1, 8), (BATCH, SEQ, 8), (2,)),
+        ((BATCH, 2, 4, SEQ), (BATCH, 8, SEQ), (1,)),
+        ((BATCH, SEQ, 2, 2, 2), (BATCH, SEQ, 4, 2), (2, 3)),
+        ((BATCH, SEQ, 6), (BATCH, SEQ, 2, 1, 3), (2, 4)),
+    ],
+)
+def test_channels_are_followed_through_reshapes(
+    before: tuple[int | Dim, ...], after: tuple[int | Dim, ...], axes: tuple[int, ...]
+) -> None:
+    old, new = shape_of(*before), shape_of(*after)
+    sizes = tuple(new[axis].coefficient for axis in axes)
+    width = int(np.prod(sizes))
+    order = np.random.default_rng(0).permutation(width)
+    layout = Layout(axes, sizes, order, np.zeros(width, np.int64))
+    moved = through_reshape(layout, old, new)
+    assert moved is not None
+    array = numbers(old)
+    np.testing.assert_array_equal(read(array, moved), read(array.reshape(numbers(new).shape), layout))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "axes"),
+    [
+        ((BATCH, 2, SEQ, 4), (BATCH, SEQ, 8), (2,)),  # heads not turned back: rows and channels are interleaved
+        ((BATCH, SEQ, 8), (BATCH, Dim(2, ("seq",)), 4), (2,)),  # half of the channels became rows
+        ((BATCH, 4, SEQ), (BATCH, SEQ, 4), (2,)),
+        ((SEQ, 8), (BATCH, 8, 1), (0, 1)),
+    ],
+)
+def test_a_reshape_that_mixes_rows_and_channels_is_not_crossed(
+    before: tuple[int | Dim, ...], after: tuple[int | Dim, ...], axes: tuple[int, ...]
+) -> None:
+    new = shape_of(*after)
+    sizes = tuple(new[axis].value or 2 for axis in axes)
+    width = int(np.prod(sizes))
+    layout = Layout(axes, sizes, np.arange(width), np.zeros(width, np.int64))
+    assert through_reshape(layout, shape_of(*before), new) is None
+
+
+def test_a_repeat_ties_its_channels_and_cannot_be_crossed_for_a_part() -> None:
+    layout = Layout((1, 3), (4, 2), np.arange(8), np.repeat(range(4), 2))
+    moved = through_expand(layout, shape_of(BATCH, 1, SEQ, 2), shape_of(BATCH, 4, SEQ, 2))
+    assert moved is not None
+    assert (moved.axes, moved.sizes) == ((3,), (2,))
+    np.testing.assert_array_equal(moved.position, [0, 1] * 4)
+    part = Layout((1, 3), (4, 2), np.arange(4), np.zeros(4, np.int64))  # two of four heads
+    assert not part.is_whole
+    assert through_expand(part, shape_of(BATCH, 1, SEQ, 2), shape_of(BATCH, 4, SEQ, 2)) is None
+    assert through_expand(part, shape_of(1, 4, SEQ, 2), shape_of(BATCH, 4, SEQ, 2)) is not None
+
+
+def test_a_repeat_of_unknown_length_is_not_crossed() -> None:
+    layout = Layout((1, 3), (4, 2), np.arange(8), np.zeros(8, np.int64))
+    assert through_expand(layout, shape_of(BATCH, SEQ, SEQ, 2), shape_of(BATCH, 4, SEQ, 2)) is None
+
+
+def test_a_product_lets_channels_mix_within_a_head_only() -> None:
+    layout = Layout((1, 3), (2, 4), np.arange(8), np.zeros(8, np.int64))
+    moved = through_product(layout, 4)
+    assert moved is not None
+    assert moved.block_width == 4
+    assert moved.attended
+    assert through_product(Layout((2, 3), (2, 4), np.arange(8), np.zeros(8, np.int64)), 4) is None
+    assert through_product(Layout((1, 2), (2, 4), np.arange(8), np.zeros(8, np.int64)), 4) is None
+
+
+def test_a_part_lies_behind_the_parts_left_of_it() -> None:
+    moved = part_of(Layout((1, 2), (2, 3), np.arange(6), np.zeros(6, np.int64)), 2, 4, 9)
+    assert moved.sizes == (2, 9)
+    np.testing.assert_array_equal(moved.position, [4, 5, 6, 13, 14, 15])
+
+
+@pytest.mark.parametrize(
+    ("position", "mixing", "width"),
+    [
+        ([0, 1, 2, 3, 4, 5], [0] * 6, 6),
+        ([5, 3, 1, 0, 2, 4], [0] * 6, 6),
+        ([0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 1, 1], 3),
+        ([0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 1, 1], 2),
+        ([0, 1, 2, 3, 4, 5], [0, 1, 0, 1, 0, 1], 1),
+        ([0, 1, 0, 1, 2, 3], [0] * 6, 2),  # blocks of two, the first two alike
+        ([0, 0, 1, 1, 2, 2], [0] * 6, 1),  # tied neighbours cannot be mixed with each other
+        ([0, 1, 1, 0, 2, 3], [0] * 6, 1),  # tied, but in another order
+        ([0, 1, 2, 0, 1, 2], [0] * 6, 3),
+        ([0, 1, 2, 3, 0, 1], [0] * 6, 2),
+    ],
+)
+def test_blocks_are_as_wide_as_mixing_and_ties_allow(position: list[int], mixing: list[int], width: int) -> None:
+    layout = Layout((1,), (6,), np.array(position), np.array(mixing))
+    assert layout.block_width == width
+    assert layout.only_scale().block_width == 1

@@ -1,0 +1,201 @@
+"""Shapes are known for certain or not at all; ONNX Runtime is asked what they really are."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto
+
+from catonnx.graph.dims import Dim
+from catonnx.graph.shapes import Shape, Shapes
+from tests.graph.builder import Net, run
+from tests.graph.random_graphs import BATCH, DECODE, PREFILL, random_graph
+
+
+def shape_of(net: Net, name: str) -> Shape | None:
+    graph = net.model().graph
+    value = next(value for node in graph for value in node.outputs if value.name == name)
+    return Shapes(graph)[value]
+
+
+def contents_of(net: Net, name: str) -> list[int | str | None] | None:
+    graph = net.model().graph
+    value = next(value for node in graph for value in node.outputs if value.name == name)
+    contents = Shapes(graph).contents(value)
+    return None if contents is None else [None if dim is None else dim.value or str(dim) for dim in contents]
+
+
+def text(shape: Shape | None) -> list[str] | None:
+    return None if shape is None else ["?" if "?" in str(dim) else str(dim) for dim in shape]
+
+
+@pytest.fixture
+def net() -> Net:
+    net = Net()
+    net.input("x", ["batch", "seq", 12])
+    return net
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_every_shape_that_is_claimed_is_what_onnx_runtime_computes(choose: random.Random) -> None:
+    graph = random_graph(choose)
+    proto = graph.net.proto()
+    model = ir.from_proto(proto)
+    shapes = Shapes(model.graph)
+    values = [value for node in model.graph for value in node.outputs if shapes[value] is not None and value.uses()]
+    proto.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(str(value.name))
+        for value in values
+        if value.name not in {output.name for output in proto.graph.output}
+    )
+    for length, past in ((PREFILL, 0), (PREFILL if graph.seq != "seq" else DECODE, 2)):
+        pasts = {name: np.ones((BATCH, heads, past, d), np.float32) for _, name, heads, d in graph.caches}
+        actual = run(proto, graph.feeds(length, pasts))
+        known = {"batch": BATCH, "seq": length, "past": past, "(past + seq)": past + length}
+        for value in values:
+            claimed = shapes[value]
+            assert claimed is not None
+            assert len(claimed) == actual[str(value.name)].ndim
+            for dim, real in zip(claimed, actual[str(value.name)].shape, strict=True):
+                if all(symbol in known for symbol in dim.symbols):
+                    assert dim.coefficient * int(np.prod([known[s] for s in dim.symbols])) == real, value.name
+
+
+def test_heads_are_seen_through_the_shape_arithmetic_of_exporters(net: Net) -> None:
+    shape = net.op("Shape", "x")
+    batch = net.op("Unsqueeze", net.op("Gather", shape, net.constant(0), axis=0), net.constant([0]))
+    seq = net.op("Slice", shape, net.constant([1]), net.constant([2]))
+    target = net.op("Concat", batch, seq, net.constant([-1]), net.constant([4]), axis=0, result="target")
+    net.op("Reshape", "x", target, result="heads")
+    assert contents_of(net, "target") == ["batch", "seq", -1, 4]
+    assert text(shape_of(net, "heads")) == ["batch", "seq", "3", "4"]
+
+
+def test_a_reshape_copies_infers_and_joins_lengths(net: Net) -> None:
+    net.op("Reshape", "x", net.constant([0, -1]), result="joined")
+    net.op("Reshape", "x", net.constant([-1, 12]), result="rows")
+    net.op("Reshape", "x", net.constant([0, 0, 5, -1]), result="impossible")
+    assert text(shape_of(net, "joined")) == ["batch", "12*seq"]
+    assert text(shape_of(net, "rows")) == ["batch*seq", "12"]
+    assert text(shape_of(net, "impossible")) == ["batch", "seq", "5", "?"]
+
+
+def test_the_expand_of_query_groups_is_followed_through_where_and_equal(net: Net) -> None:
+    wanted = net.op("Concat", net.op("Shape", "x", end=2), net.constant([-1]), axis=0)
+    ones = net.op("ConstantOfShape", net.constant([3]), value=onnx.helper.make_tensor("v", TensorProto.INT64, [1], [1]))
+    target = net.op("Where", net.op("Equal", wanted, net.constant([-1])), ones, wanted, result="target")
+    net.op("Expand", "x", target, result="wide")
+    assert contents_of(net, "target") == ["batch", "seq", 1]
+    assert text(shape_of(net, "wide")) == ["batch", "seq", "12"]
+
+
+def test_sums_of_lengths_are_equal_where_they_are_equal(net: Net) -> None:
+    net.input("past", ["batch", "past", 12])
+    net.op("Concat", "past", "x", axis=1, result="rows")
+    net.op("Concat", "x", "past", axis=1, result="other")
+    assert shape_of(net, "rows") == shape_of(net, "other")
+
+
+@pytest.mark.parametrize(
+    ("operator", "left", "right", "expected"),
+    [
+        ("Div", 7, 2, 3),
+        ("Div", -7, 2, None),  # ONNX rounds towards zero, Python down
+        ("Mul", -3, 2, -6),
+        ("Sub", 2, 5, -3),
+        ("Add", 2, 5, 7),
+    ],
+)
+def test_integer_arithmetic_is_that_of_onnx_or_unknown(
+    net: Net, operator: str, left: int, right: int, expected: int | None
+) -> None:
+    net.op(operator, net.constant([left]), net.constant([right]), result="r")
+    assert contents_of(net, "r") == [expected]
+
+
+def test_arithmetic_on_fractions_and_truth_values_is_not_mistaken_for_integers(net: Net) -> None:
+    half = net.op("Cast", net.constant([7]), to=TensorProto.FLOAT)
+    half = net.op("Div", half, net.op("Cast", net.constant([2]), to=TensorProto.FLOAT))
+    twice = net.op("Mul", half, net.op("Cast", net.constant([2]), to=TensorProto.FLOAT))
+    net.op("Cast", twice, to=TensorProto.INT64, result="seven")  # 7, and 6 in integers
+    truth = net.op("Cast", net.constant([5]), to=TensorProto.BOOL)
+    net.op("Cast", truth, to=TensorProto.INT64, result="one")
+    assert contents_of(net, "seven") is None
+    assert contents_of(net, "one") is None
+
+
+def test_empty_shapes_take_part_in_arithmetic(net: Net) -> None:
+    empty = net.op("Shape", "x", start=3)
+    net.op("Mul", empty, net.constant([2]), result="still_empty")
+    net.op("Mul", net.constant([2]), empty, result="also_empty")
+    assert contents_of(net, "still_empty") == contents_of(net, "also_empty") == []
+
+
+@pytest.mark.parametrize("name", ["?", "None", "-1", None])
+def test_lengths_without_a_real_name_are_not_taken_for_equal(name: str | None) -> None:
+    net = Net()
+    net.input("x", [name, name, 4])
+    net.op("Identity", "x", result="y")
+    shape = shape_of(net, "y")
+    assert shape is not None
+    assert shape[0] != shape[1]
+    assert shape[2] == Dim(4)
+
+
+def test_a_value_of_unknown_rank_has_no_shape(net: Net) -> None:
+    net.input("free", None)
+    net.op("Relu", "free", result="a")
+    net.op("Add", "a", "x", result="b")
+    net.op("Reshape", "x", "free", result="c")
+    assert [shape_of(net, name) for name in "abc"] == [None, None, None]
+
+
+def test_an_operator_of_another_domain_is_not_taken_for_onnxs(net: Net) -> None:
+    net.op("Relu", "x", domain="example.com", result="strange")
+    net.op("Relu", "x", result="plain")
+    assert shape_of(net, "strange") is None
+    assert text(shape_of(net, "plain")) == ["batch", "seq", "12"]
+
+
+def test_a_reduction_without_axes_keeps_the_shape_where_it_says_so(net: Net) -> None:
+    net.op("ReduceMean", "x", net.constant(np.zeros(0, np.int64)), noop_with_empty_axes=1, result="same")
+    net.op("ReduceMean", "x", result="all")
+    net.op("ReduceMean", "x", net.constant([-1]), keepdims=0, result="rows")
+    assert text(shape_of(net, "same")) == ["batch", "seq", "12"]
+    assert text(shape_of(net, "all")) == ["1", "1", "1"]
+    assert text(shape_of(net, "rows")) == ["batch", "seq"]
+
+
+def test_uneven_splits_have_the_lengths_that_are_written_down(net: Net) -> None:
+    net.ops("Split", "x", net.constant([8, 4]), results=["a", "b"], axis=-1)
+    net.ops("Split", "x", results=["c", "d", "e"], axis=2, num_outputs=3)
+    assert [text(shape_of(net, name)) for name in "abc"] == [["batch", "seq", n] for n in ("8", "4", "4")]
+
+
+@pytest.mark.parametrize(
+    ("operator", "operands", "options", "expected"),
+    [
+        ("Transpose", [], {}, ["12", "seq", "batch"]),
+        ("Transpose", [], {"perm": [0, 2, 1]}, ["batch", "12", "seq"]),
+        ("Unsqueeze", [[0, -1]], {}, ["1", "batch", "seq", "12", "1"]),
+        ("Slice", [[0], [5], [2]], {}, ["batch", "seq", "5"]),
+        ("Slice", [[-1], [-100], [2], [-3]], {}, ["batch", "seq", "4"]),
+        ("Slice", [[0], [5]], {}, ["?", "?", "?"]),
+        ("Gather", [[[0, 1]]], {"axis": 1}, ["batch", "1", "2", "12"]),
+        ("Flatten", [], {"axis": 2}, ["batch*seq", "12"]),
+        ("Expand", [[4, 1, 1, 12]], {}, ["4", "batch", "seq", "12"]),
+        ("MatMul", [np.ones((12, 5))], {}, ["batch", "seq", "5"]),
+    ],
+)
+def test_each_operator_that_moves_axes(
+    net: Net, operator: str, operands: list[list[int] | np.ndarray], options: dict[str, object], expected: list[str]
+) -> None:
+    net.op(operator, "x", *(net.constant(operand) for operand in operands), result="y", **options)
+    assert text(shape_of(net, "y")) == expected

@@ -1,0 +1,130 @@
+"""Linears are found by structure, gathered by what they read, and nothing is passed over in silence."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper
+
+from catonnx.graph.sites import Found, Selection, find_sites
+from tests.graph.builder import Net
+
+HEAD = Selection(head=True)
+
+
+@pytest.fixture
+def net() -> Net:
+    net = Net()
+    net.input("x", ["rows", 4])
+    return net
+
+
+def found(net: Net, selection: Selection = HEAD) -> Found:
+    return find_sites(net.model().graph, selection)
+
+
+def test_all_linears_that_read_one_activation_are_one_site(net: Net) -> None:
+    hidden = net.op("Relu", "x")
+    for width in (3, 5):
+        net.output(net.op("MatMul", hidden, net.normal(4, width)))
+    net.output(net.op("MatMul", "x", net.normal(4, 2)))
+    sites = found(net).sites
+    assert [(site.name, site.width, [linear.outputs for linear in site.linears]) for site in sites] == [
+        (hidden, 4, [3, 5]),
+        ("x", 4, [2]),
+    ]
+
+
+@pytest.mark.parametrize("spelling", ["Identity", "Transpose", "Cast", "Constant"])
+def test_a_weight_counts_as_constant_whatever_node_spells_it(net: Net, spelling: str) -> None:
+    array = np.ones((4, 3), np.float32)
+    match spelling:
+        case "Identity":
+            weight = net.op("Identity", net.constant(array))
+        case "Transpose":
+            weight = net.op("Transpose", net.constant(array.T.copy()), perm=[1, 0])
+        case "Cast":
+            weight = net.op("Cast", net.constant(array.astype(np.float16)), to=TensorProto.FLOAT)
+        case _:
+            weight = net.constant_node(array)
+    net.output(net.op("MatMul", "x", weight))
+    ((site,), passed_over) = (found(net).sites, found(net).passed_over)
+    assert (site.width, site.linears[0].outputs, site.dtype) == (4, 3, ir.DataType.FLOAT)
+    assert passed_over == ()
+
+
+def test_a_gemm_is_seen_in_one_orientation_whatever_it_says(net: Net) -> None:
+    net.output(net.op("Gemm", "x", net.normal(3, 4), transB=1))
+    net.output(net.op("Gemm", "x", net.normal(4, 3)))
+    (site,) = found(net).sites
+    assert [(linear.inputs, linear.outputs) for linear in site.linears] == [(4, 3), (4, 3)]
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda n: n.op("MatMul", n.normal(3, 4), n.op("Transpose", "x")), "left operand"),
+        (lambda n: n.op("MatMul", n.normal(3, 4), n.normal(4, 4)), "both operands are constant"),
+        (lambda n: n.op("MatMul", "x", n.normal(2, 4, 3)), "3 axes"),
+        (lambda n: n.op("MatMul", "x", n.constant(np.zeros((4, 0)))), "empty"),
+        (lambda n: n.op("MatMul", "x", n.constant(np.ones((4, 4), np.int32))), "type INT32"),
+        (lambda n: n.op("MatMulInteger", "x", n.constant(np.ones((4, 4), np.int8))), "already quantized"),
+        (lambda n: n.op("MatMulNBits", "x", "x", "x", domain="com.microsoft"), "already quantized"),
+        (
+            lambda n: n.op("MatMul", "x", n.op("DequantizeLinear", n.constant(np.ones((4, 3), np.int8)), n.constant(0.1))),
+            "already quantized",
+        ),
+    ],
+)
+def test_what_looks_like_a_linear_and_is_none_is_listed_with_the_reason(net: Net, build: object, reason: str) -> None:
+    net.output(build(net))  # type: ignore[operator]
+    result = found(net)
+    assert result.sites == ()
+    ((_, _, why),) = result.passed_over
+    assert reason in why
+
+
+def test_products_of_activations_and_operators_of_other_domains_are_not_mentioned(net: Net) -> None:
+    net.output(net.op("MatMul", "x", net.op("Transpose", "x")))
+    net.output(net.op("MatMul", "x", net.normal(4, 4), domain="example.com"))
+    assert found(net) == Found((), ())
+
+
+def test_a_linear_inside_a_body_is_listed_and_left_alone(net: Net) -> None:
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "inner_w"], ["inner_y"])],
+        "body",
+        [],
+        [helper.make_tensor_value_info("inner_y", TensorProto.FLOAT, ["rows", 4])],
+        [helper.make_tensor("inner_w", TensorProto.FLOAT, [4, 4], np.eye(4).reshape(-1))],
+    )
+    condition = net.constant(np.array(True))
+    net.output(net.op("If", condition, then_branch=body, else_branch=body))
+    assert {why for _, _, why in found(net).passed_over} == {"inside the body of If, Loop or Scan"}
+
+
+def test_patterns_choose_by_name_and_say_so(net: Net) -> None:
+    names = []
+    for _ in range(3):
+        net.output(net.op("MatMul", "x", net.normal(4, 4)))
+        names.append(net.nodes[-1].name)
+    (site,) = found(net, Selection(include=(names[0], names[1]), exclude=(names[1],), head=True)).sites
+    assert [linear.reason for linear in site.linears] == [
+        "",
+        f"named by --exclude {names[1]}",
+        "not named by --include",
+    ]
+    assert [linear.name for linear in site.selected] == [names[0]]
+
+
+def test_an_output_head_is_left_in_float_unless_asked_for_or_alone(net: Net) -> None:
+    hidden = net.op("Relu", net.op("MatMul", "x", net.normal(4, 4)))
+    net.output(net.op("Softmax", net.op("Add", net.op("MatMul", hidden, net.normal(4, 9)), net.vector(9))))
+    first, head = (site.linears[0] for site in found(net, Selection()).sites)
+    assert (first.selected, head.selected) == (True, False)
+    assert "--lm-head" in head.reason
+    assert all(site.linears[0].selected for site in found(net, HEAD).sites)
+    alone = Net()
+    alone.output(alone.op("MatMul", alone.input("x", ["rows", 4]), alone.normal(4, 4)))
+    assert found(alone, Selection()).sites[0].selected
