@@ -12,9 +12,10 @@ from catonnx.errors import ModelError, NothingToOptimizeError
 from catonnx.graph.absorb import Absorption, trace
 from catonnx.graph.edits import float64_of
 from catonnx.graph.shapes import Shapes
-from catonnx.graph.sites import Found, Selection, Site, find_sites
+from catonnx.graph.sites import Found, Linear, Selection, Site, find_sites
 from catonnx.passes.canonicalize import Canonicalize
 from catonnx.recipe import Recipe
+from catonnx.runtime.decoding import can_be_continued
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,13 +54,15 @@ def analyse(model: ir.Model, recipe: Recipe) -> Opened:
     found = find_sites(model.graph, selection)
     sites = tuple(site for site in found.sites if site.selected)
     shapes = Shapes(model.graph)
-    absorptions = {site.name: _trace(site, shapes, recipe) for site in sites}
+    # A cache in another basis must be proven to fit the model that wrote it; where it cannot, it stays as it is.
+    change_caches = recipe.caches == "transformed" and can_be_continued(model)
+    absorptions = {site.name: _trace(site, shapes, change_caches) for site in sites}
     return Opened(model, found, sites, absorptions, recipe)
 
 
-def _trace(site: Site, shapes: Shapes, recipe: Recipe) -> Absorption:
+def _trace(site: Site, shapes: Shapes, change_caches: bool) -> Absorption:
     readers = frozenset(linear.node for linear in site.linears)
-    return trace(site.value, site.width, readers, shapes, change_caches=recipe.caches == "transformed")
+    return trace(site.value, site.width, readers, shapes, change_caches=change_caches)
 
 
 def check_something_to_do(opened: Opened) -> None:
@@ -77,6 +80,26 @@ def check_something_to_do(opened: Opened) -> None:
     )
 
 
+def check_weights(opened: Opened) -> None:
+    """Refuse NaN and Inf in what is to be rounded, before they are met as a strange activation.
+
+    Raises:
+        ModelError: naming the linear.
+    """
+    for site in opened.sites:
+        for linear in site.selected:
+            tensor = linear.node.inputs[1].const_value  # type: ignore[union-attr]
+            assert tensor is not None
+            _check_finite(tensor.numpy(), linear)
+
+
+def _check_finite(array: np.ndarray, linear: Linear) -> None:
+    if not np.isfinite(array).all():
+        raise ModelError(
+            "the weight holds NaN or Inf", where=linear.name, hint="export the model again, or --exclude it"
+        )
+
+
 def selected_weights(site: Site) -> list[np.ndarray]:
     """Return the weights [d, N] of a site that are rounded, float64, pending folds included.
 
@@ -88,9 +111,6 @@ def selected_weights(site: Site) -> list[np.ndarray]:
         weight = linear.node.inputs[1]
         assert weight is not None
         array = float64_of(weight)()
-        if not np.isfinite(array).all():
-            raise ModelError(
-                "the weight holds NaN or Inf", where=linear.name, hint="export the model again, or --exclude it"
-            )
+        _check_finite(array, linear)
         arrays.append(array)
     return arrays

@@ -40,9 +40,7 @@ class CatonnxError(Exception):
 
     def moved(self, old: object, new: object) -> Self:
         """Return the same error about the place that the user knows, where ours was at `old` while we worked."""
-        what, where, hint = (
-            text and text.replace(str(old), str(new)) for text in (self.what, self.where, self.hint)
-        )
+        what, where, hint = (text and text.replace(str(old), str(new)) for text in (self.what, self.where, self.hint))
         return type(self)(what or "", where=where, hint=hint)
 
     def _text(self) -> str:

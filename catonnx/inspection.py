@@ -133,7 +133,11 @@ def inspect(
     recipe = recipe or Recipe()
     source = load.find(Path(model))
     # One BLAS thread for the reason that `optimize` has.
-    with threadpool_limits(1, "blas"), tempfile.TemporaryDirectory(prefix="catonnx-") as folder:
+    with (
+        threadpool_limits(1, "blas"),
+        tempfile.TemporaryDirectory(prefix="catonnx-") as folder,
+        load.naming(source, Path(folder)),
+    ):
         work = Path(folder)
         if recipe.calibration is None:
             opened = analyse(load.load(source.path), recipe)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from catonnx.analysis import Opened, analyse, check_something_to_do, selected_weights
-from catonnx.errors import OutputError
+from catonnx.analysis import Opened, analyse, check_something_to_do, check_weights, selected_weights
+from catonnx.errors import OutputError, UsageError
 from catonnx.graph import load
 from catonnx.graph.outputs import with_outputs
 from catonnx.graph.save import copy_companions, staged, write_beside, write_model
@@ -26,7 +26,7 @@ from catonnx.passes.insert import Insert, OnlineTransform
 from catonnx.passes.quantize_weights import QuantizeWeights
 from catonnx.plan import Plan, check_plan, describe, make_plan, moment_width
 from catonnx.progress import Progress, silent
-from catonnx.quality import Prediction, RoundedSite, energy, new_moment, predict
+from catonnx.quality import Prediction, RoundedSite, new_moment, predict
 from catonnx.recipe import SELF, Recipe
 from catonnx.report import Report, SiteRow
 from catonnx.runtime.calibrate import MomentRequest, measure
@@ -73,10 +73,12 @@ def optimize(
     with threadpool_limits(1, "blas"), staged(out, force=force) as stage, ExitStack() as cleanup:
         work = stage / ".work"
         work.mkdir()
+        cleanup.enter_context(load.naming(source, work))
         with clock("load"):
             reference = load.bring(source, work)
             opened = analyse(load.load(reference), recipe)
             check_something_to_do(opened)
+            check_weights(opened)
             if plan is not None:
                 check_plan(plan, opened.sites, opened.absorptions)
         graph_model, linears = opened.model, tuple(linear for site in opened.sites for linear in site.selected)
@@ -92,6 +94,7 @@ def optimize(
             chosen = plan or make_plan(recipe, opened.sites, opened.absorptions, moments, selected_weights)
             predictions = predict(opened.sites, chosen, moments, recipe, selected_weights)
             changed_caches = _changed_caches(opened, chosen)
+            _check_caches_are_empty(opened, changed_caches, feeds[:VERIFIED_RUNS])
 
         with clock("transform"):
             Absorb(_absorbed(opened, chosen))(graph_model)
@@ -131,8 +134,8 @@ def optimize(
 
         with clock("save"):
             locations = load.external_locations(load.read(source.path))
-            if source.folder is not None:
-                copy_companions(source.folder, stage, {source.path.name, *locations, REPORT_NAME})
+            skip = {source.path.name, *locations, REPORT_NAME}
+            not_copied = () if source.folder is None else copy_companions(source.path, stage, skip)
         report = Report(
             source=str(model),
             out=str(out),
@@ -141,6 +144,7 @@ def optimize(
             sites=_rows(opened, chosen, predictions, rounded),
             left=opened.left_alone(),
             changed_caches=changed_caches,
+            not_copied=not_copied,
             verification=verification,
             steps=tuple(clock.seconds.items()),
             size_before=bytes_of(source.path.parent, [source.path.name, *locations]),
@@ -213,6 +217,19 @@ def _changed_caches(opened: Opened, plan: Plan) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in changed for name in names))
 
 
+def _check_caches_are_empty(opened: Opened, changed: Sequence[str], feeds: Sequence[Feeds]) -> None:
+    """Refuse inputs with a filled cache: it is in the source's basis, and the result wants it in another."""
+    nodes = [value.producer() for value in opened.model.graph.outputs if value.name in changed]
+    states = [value for node in nodes if node is not None for value in node.inputs if value is not None]
+    for state in states:
+        if any(sample[str(state.name)].size for sample in feeds if state.name in sample):
+            raise UsageError(
+                "the calibration inputs hold a filled cache, whose basis would change",
+                where=f"input {state.name}",
+                hint="pass --caches exact, or inputs with an empty cache",
+            )
+
+
 def _site_models(opened: Opened, plan: Plan, work: Path) -> tuple[Path, Path, list[SitePair]]:
     """Write the source and the transformed model with the activation that every linear reads as outputs."""
     before = analyse(load.load(work / "source.onnx"), opened.recipe)
@@ -242,9 +259,7 @@ def _weigher(
         total = rounded.setdefault(name, RoundedSite())
         total.size += (quantized.codes.size + 1) // 2 + quantized.scales.nbytes
         if name in moments:
-            moment = new_moment(plans[name], moments[name])
-            total.signal += energy(moment, weight)
-            total.noise += energy(moment, quantized.dequantize() - weight)
+            total.add(new_moment(plans[name], moments[name]), weight, quantized.dequantize() - weight)
 
     return observe
 

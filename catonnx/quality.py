@@ -32,19 +32,24 @@ class RoundedSite:
     """What rounding did to a site so far.
 
     Attributes:
-        signal: Energy of the linears' outputs.
-        noise: Energy of the error in them.
+        noise: For each linear the energy of the error in its outputs, in units of the energy of the outputs. Linears of
+            one site cannot be summed up before that: one of them may have taken up the scale of a site further on.
         size: Bytes of codes and scales.
     """
 
-    signal: float = 0.0
-    noise: float = 0.0
+    noise: list[float] = dataclasses.field(default_factory=list)
     size: int = 0
+
+    def add(self, moment: np.ndarray, weight: np.ndarray, error: np.ndarray) -> None:
+        """Take in one linear: the site's second moment (n, k, k), the weight [d, N] and the error that rounding made."""
+        signal = energy(moment, weight)
+        if signal > 0:
+            self.noise.append(energy(moment, error) / signal)
 
     @property
     def sqnr_db(self) -> float | None:
-        """Ratio of the two in dB, None if no moments were measured."""
-        return decibels(self.signal, self.noise) if self.signal else None
+        """Mean over the linears, in dB; None if no moments were measured."""
+        return decibels(len(self.noise), sum(self.noise)) if self.noise else None
 
 
 def new_moment(plan: SitePlan, moments: Moments) -> np.ndarray:

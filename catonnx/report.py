@@ -78,6 +78,7 @@ class Report:
         sites: What was done, in graph order.
         left: (node, operator, reason) of everything that looks like a linear and was left alone.
         changed_caches: Outputs whose content is in another basis than the source's.
+        not_copied: Other files of the source folder that were left there: links out of it.
         verification: What was checked, and how well it held.
         steps: (step, seconds) in order.
         size_before: Bytes of the source model with its data.
@@ -95,6 +96,7 @@ class Report:
     sites: tuple[SiteRow, ...]
     left: tuple[tuple[str, str, str], ...]
     changed_caches: tuple[str, ...]
+    not_copied: tuple[str, ...]
     verification: dict[str, Any]
     steps: tuple[tuple[str, float], ...]
     size_before: int

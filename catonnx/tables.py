@@ -115,6 +115,8 @@ def _report_facts(report: Report) -> list[tuple[str, str]]:
         names = ", ".join(name for name, _ in summed_up(report.changed_caches))
         count = len(report.changed_caches)
         facts.append(("caches", f"{names} ({count}) are in a basis of their own; --caches exact keeps the source's"))
+    if report.not_copied:
+        facts.append(("not copied", f"{', '.join(report.not_copied)}: links out of the model's folder"))
     times = ", ".join(f"{step} {seconds:.1f}" for step, seconds in report.steps)
     total = sum(seconds for _, seconds in report.steps)
     smaller = f", {before / after:.1f} x smaller" if before > after > 0 else ""

@@ -1,7 +1,7 @@
 """Read an ONNX model as data: checked, mapped rather than read, and in the one form that the passes work on.
 
-What comes out of `load` has opset 21 to 26, no functions (inlined), every node and value named once, and its large tensors
-memory-mapped from a file in our work folder; the source itself is only read.
+What comes out of `load` has opset 21 to 26, no functions (inlined), every node and value named once, and its large
+tensors memory-mapped from a file in our work folder; the source itself is only read.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Source:
 
     Attributes:
         path: The `.onnx` file.
-        folder: The folder given by the user, or None when a file was given: what else lies in it goes along to the output.
+        folder: The folder given by the user, or None when a file was given: what else lies in it goes along.
         digest: SHA-256 of the model file and the names and sizes of its external data.
     """
 
@@ -68,10 +68,10 @@ def find(location: Path) -> Source:
 
 
 def bring(source: Source, work: Path) -> Path:
-    """Bring an unchanged copy of a model into the work folder, its tensors in files of their own where they can be mapped.
+    """Bring an unchanged copy of a model into the work folder, its tensors in files where they can be mapped.
 
-    External data is copied rather than linked: readers of ONNX refuse a file with two names, and nothing that we write could
-    reach the source through it. The model is checked on the way.
+    External data is copied rather than linked: readers of ONNX refuse a file with two names, and nothing that we write
+    could reach the source through it. The model is checked on the way.
 
     Args:
         source: What to read.
@@ -117,8 +117,8 @@ def load(path: Path) -> ir.Model:
         path: A copy made by `bring`.
 
     Raises:
-        ModelError: if the file is not a sound ONNX model, its external data is missing, too short or outside the model's
-            folder, or its opset cannot be brought to 21.
+        ModelError: if the file is not a sound ONNX model, its external data is missing, too short or outside the
+            model's folder, or its opset cannot be brought to 21.
     """
     model = read(path)
     _normalize(model, path)

@@ -49,7 +49,7 @@ def write_model(model: ir.Model, path: Path) -> None:
 
 
 def write_beside(model: ir.Model, path: Path) -> None:
-    """Write a model that keeps referring to external data already lying in `path`'s folder; other tensors go to `path` + `_data`.
+    """Write a model that keeps referring to external data beside `path`; other tensors go to `path` + `_data`.
 
     Args:
         model: Its external tensors lie in `path.parent`; if a file of theirs has that name, it ends in `__data`.
@@ -91,7 +91,7 @@ def _free_name(path: Path, suffix: str) -> str:
 
 @contextlib.contextmanager
 def staged(out: Path, *, force: bool) -> Iterator[Path]:
-    """A work folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
+    """Make a work folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
 
     Args:
         out: The output folder; it appears in one rename.
@@ -145,7 +145,7 @@ def _check_free(out: Path, force: bool) -> None:
 
 
 def _replace(stage: Path, out: Path) -> None:
-    """Rename `stage` to `out`; an older `out` is moved aside first and deleted last, so that one of them always stands."""
+    """Rename `stage` to `out`; an older `out` is moved aside first and deleted last: one of them always stands."""
     umask = os.umask(0)
     os.umask(umask)
     stage.chmod(0o777 & ~umask)

@@ -24,7 +24,7 @@ _DOMAINS = ("", "com.microsoft")
 
 _SAME = frozenset(
     "Abs Cast Clip Cos CumSum Dropout Elu Erf Exp Gelu HardSigmoid HardSwish Identity IsNaN LayerNormalization LeakyRelu Log Neg Not "
-    "Reciprocal Relu Round RMSNormalization ScatterND Sigmoid Sign SimplifiedLayerNormalization Sin Softmax Softplus Sqrt Swish Tanh "
+    "Reciprocal Relu Round RMSNormalization ScatterND Sigmoid Sign SimplifiedLayerNormalization Sin SkipLayerNormalization SkipSimplifiedLayerNormalization Softmax Softplus Sqrt Swish Tanh "
     "Trilu FastGelu QuickGelu QuantizeLinear DequantizeLinear".split()
 )
 _BROADCAST = frozenset(
@@ -148,10 +148,10 @@ class Shapes:
         if shape is None:
             return
         axis = _integer(node, "axis", 0) % len(shape)
-        sizes = self.contents(node.inputs[1]) if len(node.inputs) > 1 else None
-        if sizes is None:
-            even = dims.divide(shape[axis], Dim(len(node.outputs)))
-            sizes = (even,) * len(node.outputs)
+        if len(node.inputs) > 1 and node.inputs[1] is not None:
+            sizes = self.contents(node.inputs[1]) or (None,) * len(node.outputs)
+        else:
+            sizes = (dims.divide(shape[axis], Dim(len(node.outputs))),) * len(node.outputs)
         for value, size in zip(node.outputs, sizes, strict=False):
             self._shapes[value] = (*shape[:axis], size or dims.unknown(), *shape[axis + 1 :])
 

@@ -181,7 +181,7 @@ def _reason_against(node: ir.Node, inner: bool) -> str | None:
     if 0 in shape:
         return f"the weight is empty: {list(shape)}"
     dtype = constant_type(right)
-    return None if dtype in FLOATS else f"the weight is of type {dtype}"
+    return None if dtype in FLOATS - {ir.DataType.DOUBLE} else f"the weight is of type {dtype}, and no 4-bit kernel is"
 
 
 def _leave_heads(linears: list[Linear]) -> list[Linear]:

@@ -111,5 +111,5 @@ def _check_value(value: np.ndarray, request: MomentRequest, site: str, sample: i
         raise CalibrationError(
             f"the activation holds {value[tuple(bad)]} at index {bad.tolist()}",
             where=where,
-            hint="the model overflows on this input or holds such numbers: check both, or use float32 instead of float16",
+            hint="the model overflows on this input, or holds NaN: check both, or use float32 instead of float16",
         )

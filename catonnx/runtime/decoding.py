@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from catonnx.errors import CalibrationError
-from catonnx.runtime.feeds import InputSpec, ModelInput
+from catonnx.runtime.feeds import InputSpec, graph_inputs
 from catonnx.runtime.sessions import PROVIDER_NAMES, quiet_run, run_failure, runtime_errors
 
 if TYPE_CHECKING:
@@ -73,10 +74,11 @@ class Decoder:
         return values
 
 
-def continues(inputs: tuple[ModelInput, ...], outputs: set[str]) -> bool:
-    """Whether a model of these inputs and outputs can be fed piece by piece: tokens and a cache in, logits and the cache out."""
+def can_be_continued(model: ir.Model) -> bool:
+    """Whether a model can be fed piece by piece: tokens and a cache in, logits and the cache out."""
+    outputs = {str(value.name) for value in model.graph.outputs}
     try:
-        past_names = InputSpec.of(inputs).past_names
+        past_names = InputSpec.of(graph_inputs(model)).past_names
         return LOGITS in outputs and bool([present_name(name, outputs) for name in past_names])
     except CalibrationError:
         return False

@@ -124,12 +124,21 @@ class Recording:
 
     def _record(self) -> None:
         session = open_session(self._reference, provider=self._provider, config=self._config, threads=self._threads)
-        self._names = list(self._outputs) if self._outputs is not None else compared_outputs(session)
-        check_outputs(self._names, session, self._reference)
+        names = self._outputs if self._outputs is not None else compared_outputs(session)
+        check_outputs(names, session, self._reference)
+        self._names = _numbers(names, session)
+        elements = 0
         for index, values in enumerate(runs(session, self._names, self._feeds)):
             check_finite(self._names, values, index)
             self._spool.put(index, values)
+            elements += sum(value.size for value in values)
             self._progress("run the reference", index + 1, len(self._feeds))
+        if not elements:
+            raise CalibrationError(
+                "the model gives no number to compare",
+                where=", ".join(self._names) or "its outputs are neither numbers nor flags",
+                hint="give inputs of more than zero rows",
+            )
         if self._continued:
             self._spool.put(len(self._feeds), [continued_logits(session, self._feeds[0])])
 
@@ -183,6 +192,12 @@ def compared_outputs(session: InferenceSession) -> list[str]:
     """Return the outputs worth comparing: all but a language model's cache, which a transform may rightly change."""
     names = [node.name for node in session.get_outputs()]
     return [name for name in names if not name.startswith(("present.", "present_key_values."))] or names
+
+
+def _numbers(names: Sequence[str], session: InferenceSession) -> list[str]:
+    """Return those of the outputs that are tensors of numbers or flags: no texts, lists or dictionaries."""
+    types = {node.name: node.type for node in session.get_outputs()}
+    return [name for name in names if types[name].startswith("tensor(") and types[name] != "tensor(string)"]
 
 
 def runs(session: InferenceSession, names: Sequence[str], feeds: Sequence[Feeds]) -> Iterator[list[np.ndarray]]:

@@ -81,9 +81,7 @@ def read_text(path: str | Path) -> str:
     return text
 
 
-def pack_text(
-    text: str, stream: TokenStream, *, seq_len: int, samples: int, where: object = None
-) -> np.ndarray:
+def pack_text(text: str, stream: TokenStream, *, seq_len: int, samples: int, where: object = None) -> np.ndarray:
     """Cut `text` into at most `samples` rows of `seq_len` tokens, without overlap and evenly spread over all of it.
 
     Row i is chunk floor(i * chunks / samples) of the text; the same text gives the same rows. Documents are not kept

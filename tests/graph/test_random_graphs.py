@@ -1,0 +1,53 @@
+"""Random graphs, random transforms, the same function: the net under everything that was not thought of.
+
+The campaigns behind the tolerance ran 20 000 such graphs; what they found stands as a test of its own beside these.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.graph.builder import run
+from tests.graph.equivalence import assert_same, rewritten
+from tests.graph.random_graphs import DECODE, PREFILL, random_graph
+
+
+def check(choose: random.Random) -> None:
+    """Draw one graph, rewrite it, and compare every stage of it with the source."""
+    graph = random_graph(choose)
+    source, feeds = graph.net.proto(), graph.feeds(PREFILL)
+    change_caches = choose.random() < 0.8
+    stages = rewritten(source, np.random.default_rng(choose.randrange(1 << 30)), change_caches=change_caches)
+    assert change_caches or not stages.caches
+    reference = run(source, feeds)
+    for name in ("canonical", "absorbed", "inserted"):
+        model, changed = getattr(stages, name), frozenset() if name == "canonical" else stages.caches
+        actual = run(model, feeds)
+        assert_same(reference, actual, name, changed)
+        if graph.caches:
+            expected = run(source, graph.feeds(DECODE, reference))
+            assert_same(expected, run(model, graph.feeds(DECODE, actual)), f"{name}, decode", changed)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.randoms(use_true_random=False))
+def test_a_random_graph_computes_the_same_after_every_pass(choose: random.Random) -> None:
+    check(choose)
+
+
+def test_so_do_graphs_from_fixed_seeds() -> None:
+    for seed in range(150):
+        check(random.Random(seed))
+
+
+def test_onnx_runtimes_own_optimizations_do_not_change_that() -> None:
+    for seed in range(12):
+        graph = random_graph(random.Random(seed))
+        source, feeds = graph.net.proto(), graph.feeds(PREFILL)
+        stages = rewritten(source, np.random.default_rng(seed))
+        reference = run(source, feeds, optimize=True)
+        assert_same(reference, run(stages.inserted, feeds, optimize=True), "optimized", stages.caches)
