@@ -41,7 +41,7 @@ class RoundedSite:
     size: int = 0
 
     def add(self, moment: np.ndarray, weight: np.ndarray, error: np.ndarray) -> None:
-        """Take in one linear: the site's second moment (n, k, k), the weight [d, N] and the error that rounding made."""
+        """Take in one linear: its site's second moment (n, k, k), its weight [d, N] and the error of rounding it."""
         signal = energy(moment, weight)
         if signal > 0:
             self.noise.append(energy(moment, error) / signal)
