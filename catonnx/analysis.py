@@ -18,6 +18,10 @@ from catonnx.recipe import Recipe
 from catonnx.runtime.decoding import can_be_continued
 
 
+MARK = "catonnx"
+"""Key in the metadata of a model that we made; its value is the scheme."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Opened:
     """A model with its sites.
@@ -66,11 +70,17 @@ def _trace(site: Site, shapes: Shapes, change_caches: bool) -> Absorption:
 
 
 def check_something_to_do(opened: Opened) -> None:
-    """Refuse a model without a linear that the recipe selects.
+    """Refuse a model without a linear that the recipe selects, and one that was optimized before.
 
     Raises:
         NothingToOptimizeError: naming the reasons why its linears are left alone.
     """
+    if MARK in opened.model.metadata_props:
+        # What is left in it are the output head and the matrices of our own transforms.
+        raise NothingToOptimizeError(
+            f"catonnx made this model already, with scheme {opened.model.metadata_props[MARK]}",
+            hint="give the model that it was made from",
+        )
     if opened.sites:
         return
     reasons = "; ".join(sorted({reason for _, _, reason in opened.left_alone()}))

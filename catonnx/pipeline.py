@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from catonnx.analysis import Opened, analyse, check_something_to_do, check_weights, selected_weights
+from catonnx.analysis import MARK, Opened, analyse, check_something_to_do, check_weights, selected_weights
 from catonnx.errors import OutputError, UsageError
 from catonnx.graph import load
 from catonnx.graph.outputs import with_outputs
@@ -32,13 +32,14 @@ from catonnx.report import Report, SiteRow
 from catonnx.runtime.calibrate import MomentRequest, measure
 from catonnx.runtime.compare import SitePair
 from catonnx.runtime.feeds import Feeds
-from catonnx.runtime.samples import gather
+from catonnx.runtime.samples import gather, shortened
 from catonnx.runtime.verify import Verifier
 
 REPORT_NAME = "catonnx.json"
 
 VERIFIED_RUNS = 2
-"""Calibration runs on which source and result are compared."""
+VERIFIED_TOKENS = 256
+"""Calibration runs, and the tokens of each, on which source and result are compared."""
 
 
 def optimize(
@@ -105,7 +106,7 @@ def optimize(
         kept = [str(value.name) for value in graph_model.graph.outputs if value.name not in changed_caches]
         verifying = Verifier(
             reference,
-            feeds[:VERIFIED_RUNS],
+            [shortened(run, VERIFIED_TOKENS) for run in feeds[:VERIFIED_RUNS]],
             kept,
             continued=bool(changed_caches),
             provider=recipe.provider,
@@ -123,6 +124,7 @@ def optimize(
             with clock("round"):
                 QuantizeWeights(linears, recipe, _weigher(opened, chosen, moments, rounded), progress)(graph_model)
         with clock("save"):
+            graph_model.metadata_props[MARK] = recipe.scheme
             write_model(graph_model, stage / "model.onnx")
         if recipe.rounds:
             with clock("verify"):

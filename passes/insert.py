@@ -102,7 +102,7 @@ class _Nodes:
         count, block, _ = matrices.shape
         if count == 1:
             return [self._step("transform", "MatMul", [None, self._constant("transform", matrices[0])])]
-        rank = self._rank or 2
+        rank = max(2, self._rank or 2)
         to_front = [rank - 1, *range(rank - 1), rank]
         to_back = [*range(1, rank), 0, rank]
         weight = matrices.reshape(count, *(1,) * (rank - 2), block, block)
@@ -119,7 +119,7 @@ class _Nodes:
 
     def _split(self, tail: Sequence[int]) -> Step:
         """Reshape the channel axis to `tail` and leave the others (a 0 copies a length), or join them if nobody knows how many there are."""
-        head = (-1,) if self._rank is None else (0,) * (self._rank - 1)
+        head = (0,) * (self._rank - 1) if self._rank and self._rank > 1 else (-1,)
         return self._step("split", "Reshape", [None, self._target("split", [*head, *tail])])
 
     def _join(self) -> Step:

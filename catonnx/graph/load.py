@@ -64,7 +64,7 @@ def find(location: Path) -> Source:
             )
         return Source(path, folder, _digest(path))
     except OSError as error:
-        raise ModelError(f"the model cannot be read: {error.strerror}", where=location) from error
+        raise ModelError(f"the model cannot be read: {error.strerror}", where=error.filename or location) from error
 
 
 def bring(source: Source, work: Path) -> Path:

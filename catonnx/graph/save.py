@@ -69,9 +69,10 @@ def write_beside(model: ir.Model, path: Path) -> None:
     before = [value.const_value for value in own]
     try:
         tensors = [tensor for tensor in before if tensor is not None]
-        moved = ir.external_data.convert_tensors_to_external(tensors, path.parent, _free_name(path, "_data"))
-        for value, tensor in zip(own, moved, strict=True):
-            value.const_value = tensor
+        if tensors:  # without any, an empty file would be written
+            moved = ir.external_data.convert_tensors_to_external(tensors, path.parent, _free_name(path, "_data"))
+            for value, tensor in zip(own, moved, strict=True):
+                value.const_value = tensor
         ir.save(model, path)
     except OSError as error:
         raise OutputError(

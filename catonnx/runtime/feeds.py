@@ -178,6 +178,8 @@ def load_npz_feeds(path: str | Path, inputs: Sequence[ModelInput]) -> list[Feeds
     except FileNotFoundError as error:
         raise CalibrationError("the file does not exist", where=path) from error
     except _BROKEN as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise CalibrationError(f"the file cannot be read: {error.strerror}", where=path) from error
         raise CalibrationError(f"this is not an .npz file of plain arrays: {error}", where=path) from error
 
     samples: dict[str, Feeds] = {}

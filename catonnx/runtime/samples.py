@@ -71,6 +71,14 @@ def gather(
     return _batched(spec, rows)
 
 
+def shortened(feeds: Feeds, tokens: int) -> Feeds:
+    """Return the first `tokens` tokens of one run; inputs that are no tokens stay as they are."""
+    ids = feeds.get("input_ids")
+    if ids is None or ids.shape[1] <= tokens:
+        return feeds
+    return {name: array[:, :tokens] if array.shape == ids.shape else array for name, array in feeds.items()}
+
+
 def _batched(spec: InputSpec, rows: np.ndarray) -> list[Feeds]:
     """Put short sequences together into runs of about `_ROWS_OF_A_RUN` tokens."""
     together = max(1, _ROWS_OF_A_RUN // rows.shape[1])

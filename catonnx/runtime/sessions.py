@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from catonnx.errors import CatonnxError, ModelError, RuntimeUnavailableError, UsageError
+from catonnx.errors import CatonnxError, ModelError, OutputError, RuntimeUnavailableError, UsageError
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -210,6 +210,8 @@ def usable_cores() -> int:
 def explain(error: Exception, path: Path) -> CatonnxError:
     """Turn ONNX Runtime's reason for not loading `path` into an error that says what to do."""
     text = str(error)
+    if "Failed to write external initializers" in text:
+        return OutputError("ONNX Runtime cannot write the graph that it would run", where=path, hint="free some space")
     for pattern, what, hint in _EXPLANATIONS:
         match = re.search(pattern, text, flags=re.DOTALL)
         if match:

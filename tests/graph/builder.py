@@ -102,7 +102,7 @@ class Net:
 
 def run(model: ir.Model | onnx.ModelProto, feeds: Arrays, *, optimize: bool = False) -> dict[str, np.ndarray]:
     """Run a model in ONNX Runtime, node by node as it is written unless told otherwise."""
-    proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
+    proto = model if isinstance(model, onnx.ModelProto) else _inline(model)
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -111,6 +111,17 @@ def run(model: ir.Model | onnx.ModelProto, feeds: Arrays, *, optimize: bool = Fa
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def _inline(model: ir.Model) -> onnx.ModelProto:
+    """Return a model with all its tensors inside, wherever they lie."""
+    proto = ir.to_proto(model)
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            data = model.graph.initializers[tensor.name].const_value
+            assert data is not None
+            tensor.CopyFrom(numpy_helper.from_array(data.numpy(), tensor.name))
+    return proto
 
 
 def relative_error(reference: np.ndarray, actual: np.ndarray) -> float:

@@ -8,18 +8,33 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import onnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.graph.builder import run
+from tests.graph.builder import relative_error, run
 from tests.graph.equivalence import assert_same, rewritten
 from tests.graph.random_graphs import DECODE, PREFILL, random_graph
+
+
+WORST_AMPLIFICATION = 30
+"""A norm of numbers that nearly cancel multiplies any rounding; 1 graph in 300 is left out for that."""
+
+
+def amplification(source: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> float:
+    """Return by how much a model multiplies a relative change of its input."""
+    noise = 1 + 1e-6 * np.random.default_rng(0).normal(size=feeds["x"].shape)
+    moved = feeds | {"x": (feeds["x"] * noise).astype(np.float32)}
+    first, second = run(source, feeds), run(source, moved)
+    return max(relative_error(first[name], second[name]) for name in first) / 1e-6
 
 
 def check(choose: random.Random) -> None:
     """Draw one graph, rewrite it, and compare every stage of it with the source."""
     graph = random_graph(choose)
     source, feeds = graph.net.proto(), graph.feeds(PREFILL)
+    if amplification(source, feeds) > WORST_AMPLIFICATION:
+        return
     change_caches = choose.random() < 0.8
     stages = rewritten(source, np.random.default_rng(choose.randrange(1 << 30)), change_caches=change_caches)
     assert change_caches or not stages.caches

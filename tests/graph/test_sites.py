@@ -69,6 +69,7 @@ def test_a_gemm_is_seen_in_one_orientation_whatever_it_says(net: Net) -> None:
         (lambda n: n.op("MatMul", "x", n.normal(2, 4, 3)), "3 axes"),
         (lambda n: n.op("MatMul", "x", n.constant(np.zeros((4, 0)))), "empty"),
         (lambda n: n.op("MatMul", "x", n.constant(np.ones((4, 4), np.int32))), "type INT32"),
+        (lambda n: n.op("MatMul", n.op("Cast", "x", to=11), n.op("Cast", n.normal(4, 4), to=11)), "type DOUBLE"),
         (lambda n: n.op("MatMulInteger", "x", n.constant(np.ones((4, 4), np.int8))), "already quantized"),
         (lambda n: n.op("MatMulNBits", "x", "x", "x", domain="com.microsoft"), "already quantized"),
         (

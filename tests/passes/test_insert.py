@@ -1,0 +1,142 @@
+"""Factors as nodes: which ones, how many, and the same numbers as the factor itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from catonnx.analysis import analyse
+from catonnx.math.factors import Blocks, Factor, Hadamard, Scale, Transform
+from catonnx.passes.insert import Insert, OnlineTransform
+from catonnx.recipe import Recipe
+from tests.graph.builder import Length, Net, relative_error, run
+
+RANDOM = np.random.default_rng(2)
+D = 24
+
+
+def blocks(count: int) -> Blocks:
+    size = D // count
+    return Blocks(np.linalg.qr(RANDOM.normal(size=(count, size, size)))[0] * np.exp(RANDOM.uniform(-1, 1, size)))
+
+
+def scale() -> Scale:
+    return Scale(np.exp(RANDOM.uniform(-1, 1, D)))
+
+
+def net_of(shape: Sequence[Length] | None, width: int = D) -> Net:
+    net = Net(seed=8)
+    x = net.op("Relu", net.input("x", shape))
+    for name in ("y", "z"):
+        net.output(net.op("MatMul", x, net.normal(width, 3), result=name))
+    return net
+
+
+def inserted(net: Net, *factors: Factor) -> ir.Model:
+    opened = analyse(net.model(), Recipe(lm_head=True))
+    Insert((OnlineTransform(opened.sites[0], factors),))(opened.model)
+    return opened.model
+
+
+def operators(model: ir.Model) -> list[str]:
+    """Return what stands between Relu and the linears."""
+    return [node.op_type for node in model.graph][1:-2]
+
+
+CHAINS: dict[str, tuple[tuple[Factor, ...], list[str]]] = {
+    "scale": ((scale(),), ["Mul"]),
+    "hadamard": ((Hadamard(D, 8),), ["Reshape", "MatMul", "Reshape"]),
+    "blocks": ((blocks(4),), ["Reshape", "Transpose", "MatMul", "Transpose", "Reshape"]),
+    "one block": ((blocks(1),), ["MatMul"]),
+    "scale, hadamard": ((scale(), Hadamard(D, 4)), ["Mul", "Reshape", "MatMul", "Reshape"]),
+    "blocks, hadamard within": ((blocks(3), Hadamard(D, 4)), ["Reshape", "Transpose", "MatMul", "Transpose", "Reshape"]),
+    "blocks, scale": ((blocks(3), scale()), ["Reshape", "Transpose", "MatMul", "Transpose", "Reshape"]),
+    "scale, blocks": ((scale(), blocks(3)), ["Reshape", "Transpose", "MatMul", "Transpose", "Reshape"]),
+    "hadamard, whole": ((Hadamard(D, 8), blocks(1)), ["MatMul"]),
+    "blocks, hadamard across": (
+        (blocks(8), Hadamard(D, 8)),
+        ["Reshape", "Transpose", "MatMul", "Transpose", "Reshape", "Reshape", "MatMul", "Reshape"],
+    ),
+}
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 4])
+@pytest.mark.parametrize(("factors", "chain"), CHAINS.values(), ids=CHAINS)
+def test_a_factor_is_run_by_few_nodes_and_the_function_stays(
+    factors: tuple[Factor, ...], chain: list[str], rank: int
+) -> None:
+    net = net_of([*("a", "b", "c")[: rank - 1], D])
+    model = inserted(net, *factors)
+    assert operators(model) == chain
+    shape = (2, 3, 5)[: rank - 1]
+    feeds = {"x": RANDOM.normal(size=(*shape, D)).astype(np.float32)}
+    before, after = run(net.proto(), feeds), run(model, feeds)
+    for name, array in before.items():
+        # Measured 1e-6.
+        assert relative_error(array, after[name]) < 1e-5
+    site = next(node for node in model.graph if node.outputs[0].name in ("y", "z")).inputs[0]
+    assert site is not None
+    model.graph.outputs.append(site)
+    expected = Transform(factors).apply(np.maximum(feeds["x"], 0))
+    assert relative_error(expected, run(model, feeds)[str(site.name)]) < 1e-5
+
+
+@pytest.mark.parametrize(("factors", "chain"), CHAINS.values(), ids=CHAINS)
+@pytest.mark.parametrize("shape", [(7,), (2, 3), (2, 3, 2)])
+def test_a_site_of_unknown_rank_gets_its_axes_back_at_run_time(
+    factors: tuple[Factor, ...], chain: list[str], shape: tuple[int, ...]
+) -> None:
+    net = net_of(None)
+    model = inserted(net, *factors)
+    assert [operator for operator in operators(model) if operator != "Shape"] == chain
+    feeds = {"x": RANDOM.normal(size=(*shape, D)).astype(np.float32)}
+    for name, array in run(net.proto(), feeds).items():
+        assert relative_error(array, run(model, feeds)[name]) < 1e-5
+
+
+def test_wide_hadamard_matrices_are_two_narrow_ones_shared_by_all_sites() -> None:
+    net = Net(seed=8)
+    value = net.input("x", ["rows", 768])
+    for _ in range(2):
+        value = net.op("MatMul", net.op("Relu", value), net.normal(768, 768))
+    net.output(value)
+    opened = analyse(net.model(), Recipe(lm_head=True))
+    factor = Hadamard(768, 768)
+    Insert(tuple(OnlineTransform(site, (factor,)) for site in opened.sites))(opened.model)
+    matrices = [value for name, value in opened.model.graph.initializers.items() if "hadamard" in name]
+    assert len(matrices) == 2
+    assert all(len(value.uses()) == 2 for value in matrices)
+    assert sum(value.const_value.size for value in matrices if value.const_value) < 768 * 4
+    feeds = {"x": RANDOM.normal(size=(3, 768)).astype(np.float32)}
+    assert relative_error(run(net.proto(), feeds)[value], run(opened.model, feeds)[value]) < 1e-5
+
+
+def test_other_readers_of_the_site_see_it_as_it_was() -> None:
+    net = net_of(["rows", D])
+    net.output(net.op("Tanh", "relu_1", result="seen"))
+    feeds = {"x": RANDOM.normal(size=(3, D)).astype(np.float32)}
+    np.testing.assert_array_equal(
+        run(inserted(net, Hadamard(D, 8)), feeds)["seen"], run(net.proto(), feeds)["seen"]
+    )
+
+
+def test_an_activation_that_is_a_bias_too_stays_one() -> None:
+    net = Net(seed=8)
+    x = net.op("Relu", net.input("x", [D, D]))
+    net.output(net.op("Gemm", x, net.normal(D, D), x, beta=0.5, result="y"))
+    feeds = {"x": RANDOM.normal(size=(D, D)).astype(np.float32)}
+    after = run(inserted(net, Hadamard(D, 8)), feeds)["y"]
+    assert relative_error(run(net.proto(), feeds)["y"], after) < 1e-5
+
+
+def test_half_precision_stays_half_precision() -> None:
+    net = Net(seed=8)
+    x = net.op("Relu", net.input("x", ["rows", D], 10))
+    net.initializers["w"] = RANDOM.normal(size=(D, 4)).astype(np.float16)
+    net.output(net.op("MatMul", x, "w"))
+    model = inserted(net, blocks(2), Hadamard(D, 8))
+    floats = [value for value in model.graph.initializers.values() if value.dtype and value.dtype.is_floating_point()]
+    assert {value.dtype for value in floats} == {ir.DataType.FLOAT16}
