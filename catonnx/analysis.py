@@ -17,7 +17,6 @@ from catonnx.passes.canonicalize import Canonicalize
 from catonnx.recipe import Recipe
 from catonnx.runtime.decoding import can_be_continued
 
-
 MARK = "catonnx"
 """Key in the metadata of a model that we made; its value is the scheme."""
 

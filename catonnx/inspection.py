@@ -136,7 +136,7 @@ def inspect(
     with (
         threadpool_limits(1, "blas"),
         tempfile.TemporaryDirectory(prefix="catonnx-") as folder,
-        load.naming(source, Path(folder)),
+        load.naming(Path(folder, load.COPY), source.path),
     ):
         work = Path(folder)
         if recipe.calibration is None:

@@ -74,7 +74,7 @@ def optimize(
     with threadpool_limits(1, "blas"), staged(out, force=force) as stage, ExitStack() as cleanup:
         work = stage / ".work"
         work.mkdir()
-        cleanup.enter_context(load.naming(source, work))
+        cleanup.enter_context(load.naming(work / load.COPY, source.path))
         with clock("load"):
             reference = load.bring(source, work)
             opened = analyse(load.load(reference), recipe)
@@ -195,8 +195,10 @@ def measure_sites(
         site.name: MomentRequest(site.name, site.width, moment_width(site.width, opened.absorptions[site.name], recipe))
         for site in opened.sites
     }
-    write_beside(with_outputs(opened.model, [site.name for site in opened.sites]), work / "calibrate.onnx")
-    return measure(work / "calibrate.onnx", requests, feeds, provider=recipe.provider, progress=progress)
+    cut = work / "calibrate.onnx"
+    write_beside(with_outputs(opened.model, [site.name for site in opened.sites]), cut)
+    with load.naming(cut, work / load.COPY):
+        return measure(cut, requests, feeds, provider=recipe.provider, progress=progress)
 
 
 def _absorbed(opened: Opened, plan: Plan) -> tuple[AbsorbedTransform, ...]:

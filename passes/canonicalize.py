@@ -4,8 +4,9 @@
     Gemm(x, W, b, transB=1, alpha, beta) ->  Gemm(x, W', b')
     Gemm(x, W, b, transA=1)              ->  Gemm(Transpose(x), W, b)
 
-W' [K, N] is an initializer that nobody else reads, so that later passes can change it. Constant, Identity, Transpose and Cast nodes that
-only spelled a weight are dropped with it. A site whose linears read it transposed becomes the site behind the Transpose.
+W' [K, N] is an initializer that nobody else reads, so that later passes can change it. Constant, Identity, Transpose
+and Cast nodes that only spelled a weight are dropped with it. A site whose linears read it transposed becomes the site
+behind the Transpose.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
       k = d          one MatMul
   rank unknown   rows are joined, [-1, d/m, m] or [-1, d/k, k], and a Shape node gives them back their axes
 
-The inverse goes into the weights behind, so the function of the model does not change. Neighbouring factors that fit one matrix per block are
-multiplied out first.
+The inverse goes into the weights behind, so the function of the model does not change. Neighbouring factors that fit
+one matrix per block are multiplied out first.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class _Nodes:
         return Step(f"{self.site.name}/cat/{what}", operator, tuple(inputs), attributes)
 
     def _split(self, tail: Sequence[int]) -> Step:
-        """Reshape the channel axis to `tail` and leave the others (a 0 copies a length), or join them if nobody knows how many there are."""
+        """Reshape the channel axis to `tail` and leave the others (a 0 copies a length); join them if none is known."""
         head = (0,) * (self._rank - 1) if self._rank and self._rank > 1 else (-1,)
         return self._step("split", "Reshape", [None, self._target("split", [*head, *tail])])
 

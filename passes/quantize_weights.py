@@ -152,14 +152,12 @@ def _write_nbits(
 
 
 def _added(graph: ir.Graph, names: Names, node: ir.Node, product: ir.Node, bias: ir.Value) -> list[ir.Node]:
-    """Return what adds to a product the bias of a Gemm that MatMulNBits cannot: an activation, or another shape than [N]."""
+    """Return what adds to a product a bias that MatMulNBits does not take: an activation, or another shape than [N]."""
     product.outputs[0].name = names.new(f"{node.name}/product_output")
     beta, new = node.attributes.get_float("beta", 1.0), []
     if beta != 1:
         dtype = constant_type(node.inputs[1])
-        factor = add_constant(
-            graph, names, f"{node.name}/beta", ir.Tensor(np.array(beta, dtype.numpy()), dtype=dtype)
-        )
+        factor = add_constant(graph, names, f"{node.name}/beta", ir.Tensor(np.array(beta, dtype.numpy()), dtype=dtype))
         scaled = ir.Value(name=names.new(f"{node.name}/bias_output"), type=bias.type, shape=bias.shape)
         new.append(ir.node("Mul", [bias, factor], outputs=[scaled], name=names.new(f"{node.name}/bias")))
         bias = scaled

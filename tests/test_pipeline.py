@@ -34,7 +34,7 @@ LINEARS = {
     "tiny_llama_dynamo": 21,
     "tiny_llama_opset23": 21,
 }
-QUICK = {"samples": 4, "seq_len": 48}
+QUICK: dict[str, Any] = {"samples": 4, "seq_len": 48}
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """What the graph before a site can take up at no run-time cost, and where it is written.
 
-The walk starts at a site's activation and goes back along the channels. Each row of `RULES` knows one kind of producer: it either ends the walk
-by naming the constants into which a factor can be written, or hands on to the producer's inputs with the layout moved across, or stops with a
-reason. A value on the way that anything else reads stops the walk too, because that reader would see changed numbers.
+The walk starts at a site's activation and goes back along the channels. Each row of `RULES` knows one kind of producer:
+it either ends the walk by naming the constants into which a factor can be written, or hands on to the producer's inputs
+with the layout moved across, or stops with a reason. A value on the way that anything else reads stops the walk too,
+because that reader would see changed numbers.
 
-Writing a factor F into a constant is the same for all of them: gather the constant's channels in the site's order, multiply each row by F,
-scatter back. For a weight [K, N] that is W F, for a bias b F, for the scale of a norm (scalings only) gamma * s.
+Writing a factor F into a constant is the same for all of them: gather the constant's channels in the site's order,
+multiply each row by F, scatter back. For a weight [K, N] that is W F, for a bias b F, for the scale of a norm (scalings
+only) gamma * s.
 """
 
 from __future__ import annotations
@@ -109,9 +111,11 @@ def trace(
     Args:
         site: The activation that the linears read, channels on its last axis.
         width: Number of channels.
-        readers: The linears that will undo the factor in their weights; any other reader of the numbers forbids a change.
+        readers: The linears that will undo the factor in their weights; any other reader of the numbers forbids a
+            change.
         shapes: Shapes of the graph.
-        change_caches: Whether attention caches (a graph input joined with new rows into a graph output) may change their basis.
+        change_caches: Whether attention caches (a graph input joined with new rows into a graph output) may change
+            their basis.
 
     Returns:
         What was found; `width` 0 and a reason if nothing.
@@ -128,11 +132,10 @@ def trace(
     except _BlockedError as stop:
         return Absorption((), 0, nothing, tuple(walk.path), (), str(stop))
     block = end.layout.block_width
-    ties = np.unique(end.layout.position, return_inverse=True)[1].reshape(-1)
     reason = (
         "only a scaling passes there" if block == 1 else ("" if block == width else f"mixing ends at {block} channels")
     )
-    return Absorption(end.writers, block, ties, tuple(walk.path), end.caches, reason)
+    return Absorption(end.writers, block, end.layout.ties, tuple(walk.path), end.caches, reason)
 
 
 def _check_readers(walk: _Walk, value: ir.Value, allowed: frozenset[ir.Node], layout: Layout) -> None:
@@ -242,7 +245,7 @@ def _norm(walk: _Walk, node: ir.Node, layout: Layout) -> _End:
 
 
 def _linear(walk: _Walk, node: ir.Node, layout: Layout) -> _End:
-    """A constant weight takes any factor (and so does the bias of a Gemm); otherwise this is probabilities times values."""
+    """A constant weight takes any factor, and so does the bias of a Gemm; else this is probabilities times values."""
     shape = constant_shape(node.inputs[1])
     if shape is None or len(shape) != 2:
         return _product(walk, node, layout)
@@ -331,10 +334,8 @@ def _join(node: ir.Node, ends: list[_End]) -> _End:
     first = ends[0].layout
     diagonal = any(end.layout.diagonal for end in ends)
     for end in ends[1:]:
-        same_ties = np.array_equal(
-            *(np.unique(part.layout.position, return_inverse=True)[1] for part in (ends[0], end))
-        )
-        if not same_ties or not (diagonal or np.array_equal(first.mixing, end.layout.mixing)):
+        same_mixing = diagonal or np.array_equal(first.mixing, end.layout.mixing)
+        if not same_mixing or not np.array_equal(first.ties, end.layout.ties):
             raise _BlockedError(f"the branches of {node.op_type} {node.name} ask for different ties")
     writers = tuple(writer for end in ends for writer in end.writers)
     caches = tuple(dict.fromkeys(name for end in ends for name in end.caches))
@@ -455,7 +456,7 @@ def fold(writer: Writer, array: np.ndarray, factor: Callable[[np.ndarray], np.nd
     flat, restore = _as_rows(writer, array)
     rows = factor(flat[:, writer.position])
     flat[:, writer.position] = rows
-    if not np.allclose(flat[:, writer.position], rows, rtol=1e-9, atol=1e-12):
+    if not np.allclose(flat[:, writer.position], rows, rtol=1e-9, atol=1e-12, equal_nan=True):
         raise ValueError(f"the factor treats tied channels differently at {writer.node.op_type} {writer.node.name}")
     return restore(flat)
 

@@ -1,7 +1,7 @@
 """Lengths of axes as products of symbols: enough algebra to see through the reshapes that exporters write.
 
-A length is an integer times a product of named symbols, `3 * batch * seq`. Sums of different symbols become a symbol of their own, so
-that equal sums stay equal. Every symbol stands for an unknown integer >= 0.
+A length is an integer times a product of named symbols, `3 * batch * seq`. Sums of different symbols become a symbol of
+their own, so that equal sums stay equal. Every symbol stands for an unknown integer >= 0.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def groups(left: tuple[Dim, ...], right: tuple[Dim, ...]) -> list[tuple[range, r
         right: Shape after it.
 
     Returns:
-        Pairs of axis ranges, the last axes first. Axes of one pair are only reshaped among themselves; what cannot be told
-        apart ends up together in the last pair.
+        Pairs of axis ranges, the last axes first. Axes of one pair are only reshaped among themselves; what cannot be
+        told apart ends up together in the last pair.
     """
     result: list[tuple[range, range]] = []
     i, j = len(left), len(right)

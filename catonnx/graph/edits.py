@@ -1,7 +1,7 @@
 """The few ways in which passes change a graph: new constants, new nodes, new names.
 
-Constants are changed lazily: a fold is a function in float64 that runs when the model is written, so that several folds of one weight compose
-without rounding between them and no more than one weight is in memory at a time.
+Constants are changed lazily: a fold is a function in float64 that runs when the model is written, so that several folds
+of one weight compose without rounding between them and no more than one weight is in memory at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FLOAT64 = "catonnx.float64"
 def float64_of(value: ir.Value) -> Compute:
     """Return the function that computes a constant in float64, pending folds included."""
     tensor = value.const_value
-    pending = None if tensor is None else tensor.meta.get(_FLOAT64)  # type: ignore[attr-defined]
+    pending = None if tensor is None else tensor.meta.get(_FLOAT64)
     if pending is not None:
         return pending  # type: ignore[no-any-return]
 
@@ -61,7 +61,9 @@ def add_constant(graph: ir.Graph, names: Names, wanted: str, array: np.ndarray |
     name = names.new(wanted)
     tensor = ir.tensor(array, name=name) if isinstance(array, np.ndarray) else array
     tensor.name = name
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape))
+    value = ir.Value(
+        name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy())
+    )
     graph.register_initializer(value)
     return value
 
@@ -92,7 +94,7 @@ def set_folded(
         VerificationError: when it is needed, if it does not fit its type.
     """
 
-    def realize() -> ir.Tensor:
+    def realize() -> ir.TensorProtocol:
         exact = compute()
         with np.errstate(over="ignore"):
             array = exact.astype(dtype.numpy())

@@ -1,8 +1,8 @@
 """Where the channels of a site lie inside a value further up the graph.
 
-Walking back from a site, its d channels may be spread over several axes (heads, features), be repeated (grouped-query attention repeats each
-KV head), and may be mixed only within a head. A layout says all of that; each function below moves one across one kind of node, from the
-node's output to its input, and returns None where that cannot be done.
+Walking back from a site, its d channels may be spread over several axes (heads, features), be repeated (grouped-query
+attention repeats each KV head), and may be mixed only within a head. A layout says all of that; each function below
+moves one across one kind of node, from the node's output to its input, and returns None where that cannot be done.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Layout:
         position: For each channel of the site its flat index within `sizes`; channels with one index are tied.  # (d,)
         mixing: Channels of the site may be mixed only with those of the same number.  # (d,)
         diagonal: Only a scaling can be taken up from here on.
-        attended: The rows are summed, weighted by another activation, on the way to the site: they are the values of an attention.
+        attended: The rows are summed, weighted by another activation, on the way to the site: they are the values of an
+            attention.
     """
 
     axes: tuple[int, ...]
@@ -52,13 +53,21 @@ class Layout:
         return dataclasses.replace(self, diagonal=True)
 
     @property
+    def ties(self) -> np.ndarray:
+        """Numbers from 0 on (d,), equal for channels that are one in the value."""
+        return np.unique(self.position, return_inverse=True)[1].reshape(-1)
+
+    @property
     def is_whole(self) -> bool:
         """Whether the site holds every channel of the value, not just a part."""
         return len(np.unique(self.position)) == int(np.prod(self.sizes))
 
     @property
     def block_width(self) -> int:
-        """Width of the widest equal blocks of neighbours that may be mixed, tied as wholes where they are tied at all; 1 for a scaling."""
+        """Width of the widest equal blocks of neighbours that may be mixed; 1 for a scaling.
+
+        Blocks are tied as wholes, channel by channel, or not at all.
+        """
         width = len(self.position)
         return 1 if self.diagonal else max(k for k in range(1, width + 1) if width % k == 0 and self._may_mix(k))
 

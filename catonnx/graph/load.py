@@ -26,7 +26,9 @@ from catonnx.graph.save import OPSET, is_inside, write_model
 NEWEST_OPSET = 26
 """The newest opset that ONNX Runtime 1.31 loads."""
 
-_COPY = "source.onnx"
+COPY = "source.onnx"
+"""What `bring` calls its copy."""
+
 _SPILL_BYTES = 1 << 24
 """Inline tensors that add up to more than this are moved to a mapped file."""
 
@@ -85,7 +87,7 @@ def bring(source: Source, work: Path) -> Path:
         OutputError: if the copy cannot be written.
     """
     model = read(source.path)
-    copy = work / _COPY
+    copy = work / COPY
     if _inline_bytes(model) > _SPILL_BYTES:
         write_model(model, copy)
         return copy
@@ -102,12 +104,12 @@ def bring(source: Source, work: Path) -> Path:
 
 
 @contextlib.contextmanager
-def naming(source: Source, work: Path) -> Iterator[None]:
-    """Let errors about the copy that `bring` made in `work` name the source instead."""
+def naming(copy: Path, original: Path) -> Iterator[None]:
+    """Let errors about a copy name what it was made from."""
     try:
         yield
     except CatonnxError as error:
-        raise error.moved(work / _COPY, source.path) from error
+        raise error.moved(copy, original) from error
 
 
 def load(path: Path) -> ir.Model:

@@ -71,8 +71,8 @@ def write_beside(model: ir.Model, path: Path) -> None:
         tensors = [tensor for tensor in before if tensor is not None]
         if tensors:  # without any, an empty file would be written
             moved = ir.external_data.convert_tensors_to_external(tensors, path.parent, _free_name(path, "_data"))
-            for value, tensor in zip(own, moved, strict=True):
-                value.const_value = tensor
+            for value, external in zip(own, moved, strict=True):
+                value.const_value = external
         ir.save(model, path)
     except OSError as error:
         raise OutputError(

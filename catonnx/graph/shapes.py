@@ -1,7 +1,7 @@
 """Symbolic shapes of a whole graph, with the values of its shape arithmetic.
 
-ONNX's own inference does not see that `Reshape(v, Concat(batch, seq, -1, 64))` splits 192 channels into 3 heads of 64; absorption must
-know it for certain. What is not known is None, never a guess.
+ONNX's own inference does not see that `Reshape(v, Concat(batch, seq, -1, 64))` splits 192 channels into 3 heads of 64;
+absorption must know it for certain. What is not known is None, never a guess.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ _DOMAINS = ("", "com.microsoft")
 
 
 _SAME = frozenset(
-    "Abs Cast Clip Cos CumSum Dropout Elu Erf Exp Gelu HardSigmoid HardSwish Identity IsNaN LayerNormalization LeakyRelu Log Neg Not "
-    "Reciprocal Relu Round RMSNormalization ScatterND Sigmoid Sign SimplifiedLayerNormalization Sin SkipLayerNormalization SkipSimplifiedLayerNormalization Softmax Softplus Sqrt Swish Tanh "
-    "Trilu FastGelu QuickGelu QuantizeLinear DequantizeLinear".split()
+    "Abs Cast Clip Cos CumSum DequantizeLinear Dropout Elu Erf Exp FastGelu Gelu HardSigmoid HardSwish Identity IsNaN "
+    "LayerNormalization LeakyRelu Log Neg Not QuantizeLinear QuickGelu Reciprocal Relu RMSNormalization Round "
+    "ScatterND Sigmoid Sign SimplifiedLayerNormalization Sin SkipLayerNormalization SkipSimplifiedLayerNormalization "
+    "Softmax Softplus Sqrt Swish Tanh Trilu".split()
 )
 _BROADCAST = frozenset(
-    "Add And BitwiseAnd Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow PRelu Sub Where".split()
+    "Add And BitwiseAnd Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow PRelu "
+    "Sub Where".split()
 )
 _REDUCE = frozenset("ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL2 ReduceSumSquare".split())
 
@@ -265,7 +267,7 @@ def _slice(shapes: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape |
     return tuple(shape)
 
 
-def _gather(shapes: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
+def _gather(_: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
     data, indices = inputs[0], inputs[1]
     if data is None or indices is None:
         return None
@@ -295,7 +297,7 @@ def _conv(_: Shapes, __: ir.Node, inputs: list[Shape | None]) -> Shape | None:
     return (data[0], weight[0], *(dims.unknown() for _ in data[2:]))
 
 
-def _shape_of(shapes: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
+def _shape_of(shapes: Shapes, node: ir.Node, _: list[Shape | None]) -> Shape | None:
     contents = _read_shape(shapes, node)
     return None if contents is None else (Dim(len(contents)),)
 

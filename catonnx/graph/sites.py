@@ -1,7 +1,8 @@
 """Linear layers and the activations that they read, found by structure alone.
 
-A linear is a MatMul or Gemm whose right operand is a constant 2-D float weight, whatever node spells the constant. All linears that read one
-activation make one site. Everything that looks like a linear but is none of ours is listed with the reason.
+A linear is a MatMul or Gemm whose right operand is a constant 2-D float weight, whatever node spells the constant. All
+linears that read one activation make one site. Everything that looks like a linear but is none of ours is listed with
+the reason.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -68,21 +69,26 @@ class Net:
         """Add an initializer of numbers between 1/2 and 2, none near zero."""
         return self.constant(self.random.uniform(0.5, 2, size=shape), hint)
 
-    def op(self, operator: str, *inputs: str, result: str | None = None, domain: str = "", **attributes: object) -> str:
+    def op(self, operator: str, *inputs: str, result: str | None = None, domain: str = "", **attributes: Any) -> str:
         """Add a node and return its first output."""
-        return self.ops(operator, *inputs, results=[result or self.name(operator.lower())], domain=domain, **attributes)[0]
+        return self.ops(
+            operator, *inputs, results=[result or self.name(operator.lower())], domain=domain, **attributes
+        )[0]
 
-    def ops(self, operator: str, *inputs: str, results: Sequence[str], domain: str = "", **attributes: object) -> list[str]:
+    def ops(
+        self, operator: str, *inputs: str, results: Sequence[str], domain: str = "", **attributes: Any
+    ) -> list[str]:
         """Add a node with several outputs."""
         node = helper.make_node(operator, inputs, list(results), name=self.name("node"), domain=domain, **attributes)
         self.nodes.append(node)
         self._domains |= {domain} if domain else set()
         return list(results)
 
-    def output(self, value: str) -> None:
-        """Make a value an output of the graph."""
+    def output(self, value: str) -> str:
+        """Make a value an output of the graph, and return it."""
         if value not in self.outputs:
             self.outputs.append(value)
+        return value
 
     def proto(self) -> onnx.ModelProto:
         """Return the model."""
@@ -95,9 +101,6 @@ class Net:
     def model(self) -> ir.Model:
         """Return the model as the passes see it."""
         return ir.from_proto(self.proto())
-
-
-
 
 
 def run(model: ir.Model | onnx.ModelProto, feeds: Arrays, *, optimize: bool = False) -> dict[str, np.ndarray]:

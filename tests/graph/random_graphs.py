@@ -149,13 +149,12 @@ def _gemm(graph: RandomGraph, flow: Flow, width: int) -> Flow:
         rows = net.op("Transpose", rows, perm=[1, 0])
     weight = _weight(graph, flow.width, width)
     inputs = [rows, spelled(graph, weight.T.copy() if transposed else weight)]
-    attributes = {"transA": int(turned), "transB": int(transposed)}
-    options: dict[str, float] = {"alpha": choose.choice((1.0, 0.5)), "beta": choose.choice((1.0, 2.0))}
-    if choose.random() < 0.7:
-        inputs.append(_vector(graph, *choose.choice(((width,), (1, width), (1,), ()))))
-    elif width == flow.width and not turned and choose.random() < 0.3:
+    alpha, beta = choose.choice((1.0, 0.5)), choose.choice((1.0, 2.0))
+    if width == flow.width and not turned and choose.random() < 0.15:
         inputs.append(rows)  # the value is read as the bias too
-    result = net.op("Gemm", *inputs, **attributes, **options)
+    elif choose.random() < 0.7:
+        inputs.append(_vector(graph, *choose.choice(((width,), (1, width), (1,), ()))))
+    result = net.op("Gemm", *inputs, transA=int(turned), transB=int(transposed), alpha=alpha, beta=beta)
     return Flow(split_axes(graph, result, flow.value, [width]), width)
 
 
@@ -231,7 +230,9 @@ def _norm(graph: RandomGraph, flow: Flow) -> Flow:
 
 def _pointwise(graph: RandomGraph, flow: Flow) -> Flow:
     net = graph.net
-    operator = graph.choose.choice(("Relu", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Identity", "Dropout", "silu", "cast"))
+    operator = graph.choose.choice(
+        ("Relu", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Identity", "Dropout", "silu", "cast")
+    )
     if operator == "silu":
         return Flow(net.op("Mul", flow.value, net.op("Sigmoid", flow.value)), flow.width)
     if operator == "cast":

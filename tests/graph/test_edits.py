@@ -38,13 +38,13 @@ def test_folds_of_one_constant_compose_in_float64_and_are_rounded_once() -> None
     model = shared_weight()
     node, names = model.graph[0], Names(model.graph)
     tiny = 2.0**-30  # lost beside 1 in float32
-    for change in (lambda a: a * 0 + 1 + tiny, lambda a: a - 1):
-        value = node.inputs[1]
-        assert value is not None
-        original = float64_of(value)
-        set_folded(
-            model.graph, names, node, 1, lambda c=change, o=original: c(o()), (4, 4), ir.DataType.FLOAT, "fold"
-        )
+    first = node.inputs[1]
+    assert first is not None
+    set_folded(model.graph, names, node, 1, lambda: np.full((4, 4), 1 + tiny), (4, 4), ir.DataType.FLOAT, "fold")
+    second = node.inputs[1]
+    assert second is not None
+    original = float64_of(second)
+    set_folded(model.graph, names, node, 1, lambda: original() - 1, (4, 4), ir.DataType.FLOAT, "fold")
     last = node.inputs[1]
     assert last is not None
     assert last.const_value is not None

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catonnx.graph.dims import Dim, symbol
-from catonnx.graph.layout import Layout, Shape, part_of, through_expand, through_product, through_reshape, through_transpose
+from catonnx.graph.layout import (
+    Layout,
+    Shape,
+    part_of,
+    through_expand,
+    through_product,
+    through_reshape,
+    through_transpose,
+)
 
 BATCH, SEQ = symbol("batch"), symbol("seq")
 ROWS = {"batch": 2, "seq": 3}

@@ -21,7 +21,9 @@ X = {"x": np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)}
 
 def small(opset: int = 21) -> Net:
     net = Net(seed=1, opset=opset)
-    net.output(net.op("MatMul", net.op("Relu", net.input("x", ["rows", 8])), net.normal(8, 64, hint="weight"), result="y"))
+    net.output(
+        net.op("MatMul", net.op("Relu", net.input("x", ["rows", 8])), net.normal(8, 64, hint="weight"), result="y")
+    )
     return net
 
 
@@ -171,7 +173,10 @@ def test_what_is_loaded_is_sorted_named_inlined_and_free_of_what_nobody_uses(mod
             helper.make_node("Relu", ["x"], ["unused"]),
         ],
         "g",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", ["n", 8]), ("w", [8, 8]))],
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8]),
+            helper.make_tensor_value_info("w", TensorProto.FLOAT, [8, 8]),
+        ],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8])],
         [weight],
     )

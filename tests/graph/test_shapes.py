@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import onnx
@@ -192,7 +193,7 @@ def test_uneven_splits_have_the_lengths_that_are_written_down(net: Net) -> None:
     ],
 )
 def test_each_operator_that_moves_axes(
-    net: Net, operator: str, operands: list[list[int] | np.ndarray], options: dict[str, object], expected: list[str]
+    net: Net, operator: str, operands: list[list[int] | np.ndarray], options: dict[str, Any], expected: list[str]
 ) -> None:
     net.op(operator, "x", *(net.constant(operand) for operand in operands), result="y", **options)
     assert text(shape_of(net, "y")) == expected

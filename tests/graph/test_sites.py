@@ -73,7 +73,9 @@ def test_a_gemm_is_seen_in_one_orientation_whatever_it_says(net: Net) -> None:
         (lambda n: n.op("MatMulInteger", "x", n.constant(np.ones((4, 4), np.int8))), "already quantized"),
         (lambda n: n.op("MatMulNBits", "x", "x", "x", domain="com.microsoft"), "already quantized"),
         (
-            lambda n: n.op("MatMul", "x", n.op("DequantizeLinear", n.constant(np.ones((4, 3), np.int8)), n.constant(0.1))),
+            lambda n: n.op(
+                "MatMul", "x", n.op("DequantizeLinear", n.constant(np.ones((4, 3), np.int8)), n.constant(0.1))
+            ),
             "already quantized",
         ),
     ],

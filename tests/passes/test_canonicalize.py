@@ -38,7 +38,9 @@ SPELLINGS: dict[str, Callable[[Net, str], str]] = {
     "Gemm transB of a transpose": lambda n, x: n.op("Gemm", x, n.op("Transpose", n.normal(4, 5)), transB=1),
     "Gemm alpha": lambda n, x: n.op("Gemm", x, n.normal(4, 5), alpha=0.25),
     "Gemm beta": lambda n, x: n.op("Gemm", x, n.normal(4, 5), n.vector(5), beta=3.0),
-    "Gemm all": lambda n, x: n.op("Gemm", n.op("Transpose", x), n.normal(5, 3), n.vector(4, 1), transB=1, alpha=0.5, beta=2.0),
+    "Gemm all": lambda n, x: n.op(
+        "Gemm", n.op("Transpose", x), n.normal(5, 3), n.vector(4, 1), transB=1, alpha=0.5, beta=2.0
+    ),
     "Gemm transA": lambda n, x: n.op("Gemm", x, n.normal(3, 5), n.vector(1, 5), transA=1, beta=0.5),
     "Gemm with an activation as bias": lambda n, x: n.op("Gemm", x, n.normal(4, 4), x, alpha=2.0, beta=0.5),
 }
@@ -55,7 +57,9 @@ def test_every_spelling_becomes_one_and_computes_the_same(build: Callable[[Net, 
     assert weight.is_initializer()
     assert len(weight.uses()) == 1
     assert tuple(weight.shape or ()) == (linear.inputs, linear.outputs)
-    assert not {"transA", "transB", "alpha"} & {name for name, a in linear.node.attributes.items() if a.value not in (0, 1.0)}
+    assert not {"transA", "transB", "alpha"} & {
+        name for name, a in linear.node.attributes.items() if a.value not in (0, 1.0)
+    }
     assert not Canonicalize(HEAD)(model).modified, "a second run found something"
     name = net.outputs[0]
     # Measured 1e-7: alpha and beta are multiplied in float64 and rounded once.

@@ -52,7 +52,10 @@ CHAINS: dict[str, tuple[tuple[Factor, ...], list[str]]] = {
     "blocks": ((blocks(4),), ["Reshape", "Transpose", "MatMul", "Transpose", "Reshape"]),
     "one block": ((blocks(1),), ["MatMul"]),
     "scale, hadamard": ((scale(), Hadamard(D, 4)), ["Mul", "Reshape", "MatMul", "Reshape"]),
-    "blocks, hadamard within": ((blocks(3), Hadamard(D, 4)), ["Reshape", "Transpose", "MatMul", "Transpose", "Reshape"]),
+    "blocks, hadamard within": (
+        (blocks(3), Hadamard(D, 4)),
+        ["Reshape", "Transpose", "MatMul", "Transpose", "Reshape"],
+    ),
     "blocks, scale": ((blocks(3), scale()), ["Reshape", "Transpose", "MatMul", "Transpose", "Reshape"]),
     "scale, blocks": ((scale(), blocks(3)), ["Reshape", "Transpose", "MatMul", "Transpose", "Reshape"]),
     "hadamard, whole": ((Hadamard(D, 8), blocks(1)), ["MatMul"]),
@@ -118,9 +121,7 @@ def test_other_readers_of_the_site_see_it_as_it_was() -> None:
     net = net_of(["rows", D])
     net.output(net.op("Tanh", "relu_1", result="seen"))
     feeds = {"x": RANDOM.normal(size=(3, D)).astype(np.float32)}
-    np.testing.assert_array_equal(
-        run(inserted(net, Hadamard(D, 8)), feeds)["seen"], run(net.proto(), feeds)["seen"]
-    )
+    np.testing.assert_array_equal(run(inserted(net, Hadamard(D, 8)), feeds)["seen"], run(net.proto(), feeds)["seen"])
 
 
 def test_an_activation_that_is_a_bias_too_stays_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ HEAD = Selection(head=True)
 
 
 def linear(rows: int, columns: int, *, weight: np.ndarray | None = None) -> Net:
-    """x [batch, rows] times one weight."""
+    """Multiply x [batch, rows] by one weight."""
     net = Net(seed=rows * 100 + columns)
     x = net.input("x", ["batch", rows])
     w = net.normal(rows, columns) if weight is None else net.constant(weight)
@@ -29,8 +30,8 @@ def linear(rows: int, columns: int, *, weight: np.ndarray | None = None) -> Net:
     return net
 
 
-def gemm(bias: np.ndarray | str | None, **attributes: float) -> Net:
-    """x [3, 32] times one weight [32, 32], with a constant bias, or x itself."""
+def gemm(bias: np.ndarray | str | None, **attributes: Any) -> Net:
+    """Multiply x [3, 32] by one weight [32, 32], with a constant bias, or x itself."""
     net = Net(seed=1)
     x = net.input("x", [3, 32])
     inputs = [x, net.normal(32, 32)]
@@ -154,7 +155,11 @@ def test_scales_may_be_negative_and_both_forms_take_them() -> None:
     for form in ("qdq", "nbits"):
         model, rounded = quantized(linear(32, 4, weight=weight), Recipe(form=form, group_size=16, rounding="nearest"))
         np.testing.assert_allclose(rounded[15], 8)
-        scales = [v.const_value.numpy() for v in model.graph.initializers.values() if v.dtype == ir.DataType.FLOAT and v.const_value]
+        scales = [
+            v.const_value.numpy()
+            for v in model.graph.initializers.values()
+            if v.dtype == ir.DataType.FLOAT and v.const_value
+        ]
         assert (scales[0] < 0).all()
         assert relative_error(feeds(32)["x"] @ rounded, run(model, feeds(32))["y"]) < 1e-6
 
