@@ -16,7 +16,7 @@ from catonnx.analysis import MARK, Opened, analyse, check_something_to_do, check
 from catonnx.errors import OutputError, UsageError
 from catonnx.graph import load
 from catonnx.graph.outputs import with_outputs
-from catonnx.graph.save import copy_companions, staged, write_beside, write_model
+from catonnx.graph.save import RESULT_MARK, copy_companions, staged, write_beside, write_model
 from catonnx.graph.sites import Linear
 from catonnx.math.moments import Moments
 from catonnx.math.rounding import QuantizedWeight
@@ -34,8 +34,6 @@ from catonnx.runtime.compare import SitePair
 from catonnx.runtime.feeds import Feeds
 from catonnx.runtime.samples import gather, shortened
 from catonnx.runtime.verify import Verifier
-
-REPORT_NAME = "catonnx.json"
 
 VERIFIED_RUNS = 2
 VERIFIED_TOKENS = 256
@@ -77,6 +75,7 @@ def optimize(
         cleanup.enter_context(load.naming(work / load.COPY, source.path))
         with clock("load"):
             reference = load.bring(source, work)
+            locations = source.locations  # read here, where memory is still free
             opened = analyse(load.load(reference), recipe)
             check_something_to_do(opened)
             check_weights(opened)
@@ -135,8 +134,7 @@ def optimize(
                 )
 
         with clock("save"):
-            locations = load.external_locations(load.read(source.path))
-            skip = {source.path.name, *locations, REPORT_NAME}
+            skip = {source.path.name, *locations, RESULT_MARK}
             not_copied = () if source.folder is None else copy_companions(source.path, stage, skip)
         report = Report(
             source=str(model),
@@ -158,7 +156,7 @@ def optimize(
         )
         cleanup.close()
         shutil.rmtree(work)
-        (stage / REPORT_NAME).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+        (stage / RESULT_MARK).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     return report
 
 
@@ -168,6 +166,8 @@ def _check_places(source: load.Source, out: Path) -> None:
         raise OutputError("the output lies inside the model's folder", where=out, hint="choose another place")
     if source.path.resolve().is_relative_to(target) or source.path.absolute().is_relative_to(out.absolute()):
         raise OutputError("the model lies inside the output folder", where=out, hint="choose another place")
+    if Path.cwd().resolve().is_relative_to(target):
+        raise OutputError("the output is the current folder, or holds it", where=out, hint="name a new folder")
 
 
 def calibration_feeds(

@@ -40,6 +40,13 @@ def feeds(tmp_path: Path) -> tuple[object, ...]:
 def _standing(place: Path) -> Path:
     (place / "out").mkdir()
     (place / "out" / "old.txt").write_text("old")
+    (place / "out" / "catonnx.json").write_text("{}")
+    return place / "out"
+
+
+def _precious(place: Path) -> Path:
+    (place / "out").mkdir()
+    (place / "out" / "thesis.txt").write_text("old")
     return place / "out"
 
 
@@ -60,6 +67,8 @@ def _broken_link(place: Path) -> Path:
 PLACES: dict[str, tuple[str, Callable[[Path], Path], list[str]]] = {
     "stands": ("the output exists (", _standing, []),
     "is a file": ("the output exists (", _file, []),
+    "is not ours, forced": ("the output exists and is no result of catonnx", _precious, ["--force"]),
+    "is the current folder": ("the output is the current folder, or holds it (", lambda _: Path(), ["--force"]),
     "is a file, forced": ("the output exists and is not a folder (", _file, ["--force"]),
     "below a file": ("nothing can be written there: ", _below_a_file, ["--force"]),
     "broken link": ("the output exists (", _broken_link, []),
@@ -80,7 +89,7 @@ def test_places_where_no_output_can_be(
     said, place, options = PLACES[case]
     assert_refused(capfd, 6, said, model.parent, place(tmp_path), *feeds, *options)
     if (tmp_path / "out").is_dir():
-        assert [path.name for path in (tmp_path / "out").iterdir()] == ["old.txt"]
+        assert {path.name for path in (tmp_path / "out").iterdir()} in ({"catonnx.json", "old.txt"}, {"thesis.txt"})
 
 
 def test_a_link_to_the_model_is_the_model(

@@ -57,6 +57,7 @@ def test_an_interruption_leaves_nothing(
     if stands:
         (place / "out").mkdir()
         (place / "out" / "old.txt").write_text("old")
+        (place / "out" / "catonnx.json").write_text("{}")
     before, standing = _contents(source), _contents(place)
     command = [sys.executable, "-m", "catonnx", "optimize", str(source), "-o", str(place / "out"), "--force"]
     extra = ["--save-plan", str(place / "plan.npz"), "--report-json", str(place / "report.json")]

@@ -117,6 +117,21 @@ def test_large_inline_tensors_are_mapped(
     assert _bytes(tmp_path / "out") == plain
 
 
+@pytest.mark.parametrize("layout", ["beside", "two names", "hub cache"])
+def test_large_inline_tensors_beside_external_data(
+    layout: str, source: Path, plain: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "_SPILL_BYTES", 0)
+    whole = onnx.load(source / "model.onnx")
+    LAYOUTS[layout](source)
+    model = onnx.load(source / "model.onnx", load_external_data=False)
+    for tensor, inline in list(zip(model.graph.initializer, whole.graph.initializer, strict=True))[::2]:
+        tensor.CopyFrom(inline)
+    (source / "model.onnx").write_bytes(model.SerializeToString())
+    catonnx.optimize(source, tmp_path / "out", RECIPE)
+    assert _bytes(tmp_path / "out") == plain
+
+
 def test_a_file_in_place_of_a_folder_brings_nothing_else(source: Path, plain: list[bytes], tmp_path: Path) -> None:
     (source / "model.onnx").rename(source / "another.onnx")
     catonnx.optimize(source / "another.onnx", tmp_path / "out", RECIPE)
@@ -159,6 +174,7 @@ def test_folders_above_out_are_made(small: tuple[object, ...], tmp_path: Path) -
 def test_force_replaces_the_whole_folder(small: tuple[object, ...], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old.txt").write_text("old")
+    (tmp_path / "out" / "catonnx.json").write_text("{}")
     assert catonnx_(*small, tmp_path / "out", "--force").exit_code == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", "model.onnx_data", "catonnx.json"}
     assert {path.name for path in tmp_path.iterdir()} == {"m", "out"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import shutil
@@ -40,12 +41,24 @@ class Source:
     Attributes:
         path: The `.onnx` file.
         folder: The folder given by the user, or None when a file was given: what else lies in it goes along.
-        digest: SHA-256 of the model file and the names and sizes of its external data.
     """
 
     path: Path
     folder: Path | None
-    digest: str
+
+    @functools.cached_property
+    def locations(self) -> tuple[str, ...]:
+        """The external data files that the model names, relative to it, sorted."""
+        return tuple(sorted(external_locations(read(self.path))))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over the model file and all of its external data."""
+        digest = hashlib.sha256()
+        for file in (self.path, *(self.path.parent / location for location in self.locations)):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
 
 
 def find(location: Path) -> Source:
@@ -64,7 +77,8 @@ def find(location: Path) -> Source:
             raise ModelError(
                 "there is no such model", where=path, hint="give an .onnx file or a folder that holds model.onnx"
             )
-        return Source(path, folder, _digest(path))
+        with path.open("rb"):
+            return Source(path, folder)
     except OSError as error:
         raise ModelError(f"the model cannot be read: {error.strerror}", where=error.filename or location) from error
 
@@ -88,18 +102,19 @@ def bring(source: Source, work: Path) -> Path:
     """
     model = read(source.path)
     copy = work / COPY
-    if _inline_bytes(model) > _SPILL_BYTES:
-        write_model(model, copy)
-        return copy
     try:
-        shutil.copyfile(source.path, copy)
         for location in sorted(external_locations(model)):
             (work / location).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.path.parent / location, work / location)
+        if _inline_bytes(model) <= _SPILL_BYTES:
+            shutil.copyfile(source.path, copy)
+            return copy
     except OSError as error:
         raise OutputError(
             f"the model cannot be copied: {error.strerror}", where=work, hint="free some space"
         ) from error
+    ir.external_data.set_base_dir(model.graph, work)
+    write_model(model, copy)
     return copy
 
 
@@ -187,14 +202,6 @@ def _model_in(folder: Path) -> Path:
     raise ModelError(
         f"the folder holds no model.onnx (.onnx files: {listing})", where=folder, hint="name the file itself"
     )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    for companion in sorted(path.parent.glob(f"{path.name}?data*")):
-        digest.update(f"{companion.name}:{companion.stat().st_size}".encode())
-    return digest.hexdigest()
 
 
 def _external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:

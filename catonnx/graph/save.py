@@ -18,6 +18,9 @@ OPSET = 21
 
 IR_VERSION = 10
 
+RESULT_MARK = "catonnx.json"
+"""The report that every result holds; `--force` replaces no folder without it."""
+
 _INLINE_BYTES = 1024
 """Smaller tensors stay in the model file, where shape inference and readers of the graph see them."""
 
@@ -96,13 +99,13 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
 
     Args:
         out: The output folder; it appears in one rename.
-        force: Replace a folder that exists.
+        force: Replace a folder that exists, if it is empty or a result of ours.
 
     Yields:
         The folder to write the output into.
 
     Raises:
-        OutputError: if `out` exists and `force` is not set, or nothing can be written beside it.
+        OutputError: if `out` exists and may not be replaced, or nothing can be written beside it.
     """
     with _parents(out):
         try:
@@ -143,6 +146,12 @@ def _check_free(out: Path, force: bool) -> None:
         raise OutputError("the output exists", where=out, hint="choose another place or pass --force")
     if stands and not out.is_dir():
         raise OutputError("the output exists and is not a folder", where=out, hint="choose another place")
+    if stands and not out.is_symlink() and not (out / RESULT_MARK).is_file() and any(out.iterdir()):
+        raise OutputError(
+            f"the output exists and is no result of catonnx: it holds other files and no {RESULT_MARK}",
+            where=out,
+            hint="choose another place, or remove it yourself",
+        )
 
 
 def _replace(stage: Path, out: Path) -> None:

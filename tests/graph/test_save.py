@@ -13,7 +13,7 @@ import pytest
 from catonnx.errors import OutputError
 from catonnx.graph import load
 from catonnx.graph.edits import Names, float64_of, set_folded
-from catonnx.graph.save import copy_companions, staged, write_beside, write_model
+from catonnx.graph.save import RESULT_MARK, copy_companions, staged, write_beside, write_model
 from tests.graph.builder import Net, run
 
 X = {"x": np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)}
@@ -98,18 +98,28 @@ def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path) -> No
 def test_an_output_that_exists_is_refused_and_replaced_whole_with_force(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "old").write_text("old")
+    (out / RESULT_MARK).write_text("old")
     with pytest.raises(OutputError, match=r"exists.*--force"), staged(out, force=False):
         pytest.fail("the block must not run")
     with contextlib.suppress(ValueError), staged(out, force=True) as stage:
         (stage / "new").write_text("new")
         raise ValueError
-    assert [path.name for path in out.iterdir()] == ["old"]
+    assert [path.name for path in out.iterdir()] == [RESULT_MARK]
     with staged(out, force=True) as stage:
         (stage / "new").write_text("new")
-        assert (out / "old").exists()
+        assert (out / RESULT_MARK).exists()
     assert [path.name for path in out.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_folder_that_is_no_result_of_ours_is_not_replaced_with_force(tmp_path: Path) -> None:
+    out = tmp_path / "home"
+    out.mkdir()
+    with staged(out, force=True) as stage:
+        (stage / "mine").write_text("an empty folder may be replaced")
+    with pytest.raises(OutputError, match="no result of catonnx"), staged(out, force=True):
+        pytest.fail("the block must not run")
+    assert [path.name for path in out.iterdir()] == ["mine"]
 
 
 def test_a_file_in_the_place_of_the_output_is_never_replaced(tmp_path: Path) -> None:
