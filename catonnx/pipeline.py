@@ -24,6 +24,7 @@ from catonnx.measures import Clock, bytes_of, peak_memory, versions
 from catonnx.passes.absorb import Absorb, AbsorbedTransform
 from catonnx.passes.insert import Insert, OnlineTransform
 from catonnx.passes.quantize_weights import QuantizeWeights
+from catonnx.passes.relu_as_max import ReluAsMax
 from catonnx.plan import Plan, check_plan, describe, make_plan, moment_width
 from catonnx.progress import Progress, silent
 from catonnx.quality import Prediction, RoundedSite, new_moment, predict
@@ -122,6 +123,8 @@ def optimize(
         if recipe.rounds:
             with clock("round"):
                 QuantizeWeights(linears, recipe, _weigher(opened, chosen, moments, rounded), progress)(graph_model)
+                if recipe.form == "qdq":
+                    ReluAsMax(linears)(graph_model)
         with clock("save"):
             graph_model.metadata_props[MARK] = recipe.scheme
             write_model(graph_model, stage / "model.onnx")

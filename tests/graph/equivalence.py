@@ -131,7 +131,7 @@ def _check(proto: onnx.ModelProto) -> None:
 
 
 TOLERANCE = 1e-4
-"""Relative L2 of any output. Measured over 20 000 random graphs: median 0, 99 % below 2e-6, worst 8e-5."""
+"""Relative L2 of any output. Measured over 3000 random graphs: 99 % below 2e-6, worst 9e-6."""
 
 
 def assert_same(

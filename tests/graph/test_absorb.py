@@ -324,6 +324,19 @@ def test_repeated_channels_are_tied_and_mixed_only_as_the_ties_allow(order: str,
     assert_equivalent(net, X)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_branches_with_different_ties_take_nothing(swapped: bool) -> None:
+    def build(net: Net, value: str) -> str:
+        half = net.op("MatMul", net.op("Tanh", "x"), net.normal(4, 3))
+        wide = net.op("Expand", net.op("Unsqueeze", half, net.constant([2])), net.constant([1, 1, 2, 3]))
+        branches = [value, reshape(net, wide, 0, 0, D)]
+        return net.op("Add", *(branches[::-1] if swapped else branches))
+
+    net = net_of(build)
+    assert "ask for different ties" in absorbable(net).reason
+    assert_equivalent(net, X)
+
+
 def test_a_part_of_repeated_channels_would_change_the_other_parts() -> None:
     def build(net: Net, value: str) -> str:
         wide = net.op("Expand", net.op("Unsqueeze", value, net.constant([2])), net.constant([1, 1, 4, D]))

@@ -88,7 +88,7 @@ def test_channels_are_followed_through_reshapes(
         ((BATCH, SEQ, 8), (BATCH, Dim(2, ("seq",)), 4), (2,)),  # half of the channels became rows
         ((BATCH, 4, SEQ), (BATCH, SEQ, 4), (2,)),
         ((SEQ, 8), (BATCH, 8, 1), (0, 1)),
-        ((SEQ, 8), (8,), (0,)),
+        ((Dim(8, ("seq",)),), (8,), (0,)),
     ],
 )
 def test_a_reshape_that_mixes_rows_and_channels_is_not_crossed(
