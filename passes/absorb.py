@@ -14,10 +14,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from catonnx.graph.absorb import Writer, fold
 from catonnx.graph.constants import constant_shape, constant_type
 from catonnx.graph.edits import Compute, Names, float64_of, set_folded
 from catonnx.graph.sites import Site
+from catonnx.graph.writers import Writer, fold
 from catonnx.math.factors import Factor, Scale, Transform
 
 

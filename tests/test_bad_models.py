@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from catonnx.graph.absorb import Writer, fold
 from catonnx.graph.sites import Site
+from catonnx.graph.writers import Writer, fold
 from catonnx.passes import absorb
 from tests.refusals import assert_refused
 from tests.small_models import QUICK, Edit, edited, externalize, set_weight, write_feeds, write_mlp

@@ -4,10 +4,6 @@ The walk starts at a site's activation and goes back along the channels. Each ro
 it either ends the walk by naming the constants into which a factor can be written, or hands on to the producer's inputs
 with the layout moved across, or stops with a reason. A value on the way that anything else reads stops the walk too,
 because that reader would see changed numbers.
-
-Writing a factor F into a constant is the same for all of them: gather the constant's channels in the site's order,
-multiply each row by F, scatter back. For a weight [K, N] that is W F, for a bias b F, for the scale of a norm (scalings
-only) gamma * s.
 """
 
 from __future__ import annotations
@@ -21,6 +17,7 @@ import onnx_ir as ir
 from catonnx.graph.constants import FLOATS, constant_shape, constant_type
 from catonnx.graph.layout import Layout, part_of, through_expand, through_product, through_reshape, through_transpose
 from catonnx.graph.shapes import Shapes
+from catonnx.graph.writers import Writer
 
 _SHAPE_READERS = frozenset({"Shape", "Size"})
 _LONGEST_PATH = 100
@@ -34,27 +31,6 @@ _NORMS = {
     "SkipSimplifiedLayerNormalization": (2,),
 }
 """Norms with a scale along the last axis: the inputs that a scaling multiplies."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Writer:
-    """One constant input of a node that takes up a factor.
-
-    Attributes:
-        node: The node that reads the constant.
-        index: Which of its inputs.
-        axes: Axes of the constant that carry channels, ascending, possibly with axes of length 1 to be broadcast first.
-        sizes: Their full lengths.
-        position: Flat index within `sizes` of every channel of the site.  # (d,)
-        divides: The node divides by the constant: it takes the inverse of a scaling.
-    """
-
-    node: ir.Node
-    index: int
-    axes: tuple[int, ...]
-    sizes: tuple[int, ...]
-    position: np.ndarray
-    divides: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -437,41 +413,3 @@ RULES: dict[str, Callable[[_Walk, ir.Node, Layout], _End]] = {
     "Concat": _concat,
 }
 """The table of producers, beside `_NORMS` and Split: a new architecture needs a row here."""
-
-
-def fold(writer: Writer, array: np.ndarray, factor: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Write a factor into a constant.
-
-    Args:
-        writer: Where the channels lie in it.
-        array: The constant before, float64.
-        factor: Maps rows of the site's channels, (rows, d) to (rows, d).
-
-    Returns:
-        The constant after, float64; axes that were broadcast along the channels are written out.
-
-    Raises:
-        ValueError: if tied channels come out different: the factor does not respect the ties.
-    """
-    flat, restore = _as_rows(writer, array)
-    rows = factor(flat[:, writer.position])
-    flat[:, writer.position] = rows
-    if not np.allclose(flat[:, writer.position], rows, rtol=1e-9, atol=1e-12, equal_nan=True):
-        raise ValueError(f"the factor treats tied channels differently at {writer.node.op_type} {writer.node.name}")
-    return restore(flat)
-
-
-def _as_rows(writer: Writer, array: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """Lay a copy of a constant out as [rows, channels], and return the way back."""
-    full = list(array.shape)
-    for axis, size in zip(writer.axes, writer.sizes, strict=True):
-        full[axis] = size
-    others = [axis for axis in range(array.ndim) if axis not in writer.axes]
-    order = [*others, *writer.axes]
-    moved = np.broadcast_to(array, full).transpose(order)
-    shape = moved.shape
-
-    def restore(rows: np.ndarray) -> np.ndarray:
-        return rows.reshape(shape).transpose(np.argsort(order))
-
-    return np.array(moved, np.float64).reshape(-1, int(np.prod(writer.sizes))), restore

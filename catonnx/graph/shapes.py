@@ -14,10 +14,9 @@ import onnx_ir as ir
 from catonnx.graph import dims
 from catonnx.graph.constants import constant_array
 from catonnx.graph.dims import Dim
+from catonnx.graph.shape_values import CONTENTS, LONGEST, Contents, at, known, read_shape
 
 Shape = tuple[Dim, ...]
-Contents = tuple[Dim | None, ...]
-_LONGEST = 64
 _DOMAINS = ("", "com.microsoft")
 """Where operators with these names mean what the tables below say."""
 
@@ -70,7 +69,7 @@ class Shapes:
         if (
             tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
             and len(shape) < 2
-            and tensor.size <= _LONGEST
+            and tensor.size <= LONGEST
         ):
             self._contents[value] = tuple(Dim(int(element)) for element in np.atleast_1d(tensor.numpy()))
 
@@ -81,7 +80,7 @@ class Shapes:
         array = constant_array(output) if node.op_type == "Constant" else None
         if array is not None:
             self._shapes[output] = tuple(Dim(length) for length in array.shape)
-            if array.dtype.kind in "ib" and array.ndim < 2 and array.size <= _LONGEST:
+            if array.dtype.kind in "ib" and array.ndim < 2 and array.size <= LONGEST:
                 self._contents[output] = tuple(Dim(int(element)) for element in array.reshape(-1))
             return
         inputs = [None if value is None else self._shapes.get(value) for value in node.inputs]
@@ -93,10 +92,10 @@ class Shapes:
             shape = tuple(Dim(dim) if isinstance(dim, int) else dims.unknown() for dim in output.shape)
         if shape is not None:
             self._shapes[output] = shape
-        rule = None if node.domain else _CONTENTS.get(node.op_type)
+        rule = None if node.domain else CONTENTS.get(node.op_type)
         if rule is not None and (shape is None or len(shape) < 2):
             contents = rule(self, node)
-            if contents is not None and len(contents) <= _LONGEST:
+            if contents is not None and len(contents) <= LONGEST:
                 self._contents[output] = contents
 
     def _shape(self, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
@@ -137,10 +136,10 @@ class Shapes:
 
     def _reduce(self, node: ir.Node, shape: Shape) -> Shape | None:
         axes = self._axes(node, len(shape))
-        keep = _integer(node, "keepdims", 1)
+        keep = bool(node.attributes.get_int("keepdims", 1))
         if axes is None:
             return None
-        if not axes and _integer(node, "noop_with_empty_axes", 0):
+        if not axes and node.attributes.get_int("noop_with_empty_axes"):
             return shape
         axes = axes or list(range(len(shape)))
         reduced = [Dim(1) if axis in axes else dim for axis, dim in enumerate(shape)]
@@ -149,7 +148,7 @@ class Shapes:
     def _split(self, node: ir.Node, shape: Shape | None) -> None:
         if shape is None:
             return
-        axis = _integer(node, "axis", 0) % len(shape)
+        axis = node.attributes.get_int("axis", 0) % len(shape)
         if len(node.inputs) > 1 and node.inputs[1] is not None:
             sizes = self.contents(node.inputs[1]) or (None,) * len(node.outputs)
         else:
@@ -163,11 +162,6 @@ def _declared(dim: int | ir.SymbolicDim) -> Dim:
         return Dim(dim)
     # Exporters that know no name write one of these for every length, equal or not.
     return dims.unknown() if dim.value is None or dim.value in ("?", "None", "-1") else dims.symbol(str(dim.value))
-
-
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
 
 
 def _broadcast_all(shapes: list[Shape | None]) -> Shape | None:
@@ -194,7 +188,7 @@ def _gemm(_: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
     left, right = inputs[0], inputs[1]
     if left is None or right is None or len(left) != 2 or len(right) != 2:
         return None
-    return (left[_integer(node, "transA", 0)], right[1 - _integer(node, "transB", 0)])
+    return (left[node.attributes.get_int("transA", 0)], right[1 - node.attributes.get_int("transB", 0)])
 
 
 def _transpose(_: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
@@ -208,7 +202,7 @@ def _reshape(shapes: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape
     source, target = inputs[0] or (), shapes.contents(node.inputs[1])
     if target is None:
         return None
-    copy_zero = not _integer(node, "allowzero", 0)
+    copy_zero = not node.attributes.get_int("allowzero", 0)
     result: list[Dim | None] = []
     for axis, dim in enumerate(target):
         copied = dim is not None and dim.value == 0 and copy_zero and axis < len(source)
@@ -240,7 +234,7 @@ def _concat(_: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | Non
     known = [shape for shape in inputs if shape is not None]
     if len(known) != len(inputs) or len({len(shape) for shape in known}) != 1:
         return None
-    axis = _integer(node, "axis", 0) % len(known[0])
+    axis = node.attributes.get_int("axis", 0) % len(known[0])
     total = known[0][axis]
     for shape in known[1:]:
         total = dims.add(total, shape[axis])
@@ -249,15 +243,15 @@ def _concat(_: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | Non
 
 def _slice(shapes: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
     shape = list(inputs[0] or ())
-    axes = [_known(dim) for dim in shapes.contents(node.inputs[3]) or (None,)] if len(node.inputs) > 3 else None
+    axes = [known(dim) for dim in shapes.contents(node.inputs[3]) or (None,)] if len(node.inputs) > 3 else None
     if axes is None or any(axis is None for axis in axes):
         return tuple(dims.unknown() for _ in shape)
     starts, ends = shapes.contents(node.inputs[1]), shapes.contents(node.inputs[2])
     steps = shapes.contents(node.inputs[4]) if len(node.inputs) > 4 else None
     for index, axis in enumerate(axes):
         position = (axis or 0) % len(shape)
-        length, start, end = shape[position].value, _at(starts, index), _at(ends, index)
-        step = 1 if steps is None and len(node.inputs) <= 4 else _at(steps, index)
+        length, start, end = shape[position].value, at(starts, index), at(ends, index)
+        step = 1 if steps is None and len(node.inputs) <= 4 else at(steps, index)
         exact = (
             None
             if None in (length, start, end, step) or not step
@@ -271,7 +265,7 @@ def _gather(_: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | Non
     data, indices = inputs[0], inputs[1]
     if data is None or indices is None:
         return None
-    axis = _integer(node, "axis", 0) % len(data)
+    axis = node.attributes.get_int("axis", 0) % len(data)
     return (*data[:axis], *indices, *data[axis + 1 :])
 
 
@@ -286,7 +280,7 @@ def _expand(shapes: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape 
 
 def _flatten(_: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
     shape = inputs[0] or ()
-    axis = _integer(node, "axis", 1) % (len(shape) + 1)
+    axis = node.attributes.get_int("axis", 1) % (len(shape) + 1)
     return (dims.product(shape[:axis]), dims.product(shape[axis:]))
 
 
@@ -298,7 +292,7 @@ def _conv(_: Shapes, __: ir.Node, inputs: list[Shape | None]) -> Shape | None:
 
 
 def _shape_of(shapes: Shapes, node: ir.Node, _: list[Shape | None]) -> Shape | None:
-    contents = _read_shape(shapes, node)
+    contents = read_shape(shapes, node)
     return None if contents is None else (Dim(len(contents)),)
 
 
@@ -316,122 +310,4 @@ _SHAPES: dict[str, Callable[[Shapes, ir.Node, list[Shape | None]], Shape | None]
     "Flatten": _flatten,
     "Conv": _conv,
     "Shape": _shape_of,
-}
-
-
-def _known(dim: Dim | None) -> int | None:
-    return None if dim is None else dim.value
-
-
-def _at(contents: Contents | None, index: int) -> int | None:
-    return None if contents is None or index >= len(contents) else _known(contents[index])
-
-
-def _read_shape(shapes: Shapes, node: ir.Node) -> Contents | None:
-    source = None if node.inputs[0] is None else shapes[node.inputs[0]]
-    if source is None:
-        return None
-    end = node.attributes.get("end")
-    return source[_integer(node, "start", 0) : None if end is None else end.as_int()]
-
-
-def _read_gather(shapes: Shapes, node: ir.Node) -> Contents | None:
-    data, indices = shapes.contents(node.inputs[0]), shapes.contents(node.inputs[1])
-    if data is None or indices is None or any(_known(index) is None for index in indices):
-        return None
-    positions = [index.coefficient for index in indices if index is not None]
-    return (
-        tuple(data[position] for position in positions) if all(-len(data) <= p < len(data) for p in positions) else None
-    )
-
-
-def _read_concat(shapes: Shapes, node: ir.Node) -> Contents | None:
-    parts = [shapes.contents(value) for value in node.inputs]
-    return (
-        None
-        if any(part is None for part in parts)
-        else tuple(dim for part in parts if part is not None for dim in part)
-    )
-
-
-def _read_slice(shapes: Shapes, node: ir.Node) -> Contents | None:
-    data = shapes.contents(node.inputs[0])
-    start, end = (_at(shapes.contents(value), 0) for value in node.inputs[1:3])
-    step = 1 if len(node.inputs) <= 4 else _at(shapes.contents(node.inputs[4]), 0)
-    return None if data is None or start is None or end is None or not step else data[start:end:step]
-
-
-def _read_same(shapes: Shapes, node: ir.Node) -> Contents | None:
-    return shapes.contents(node.inputs[0])
-
-
-def _read_cast(shapes: Shapes, node: ir.Node) -> Contents | None:
-    """Return integers cast to integers; fractions and truth values follow other rules than lengths."""
-    to_integer = ir.DataType(node.attributes["to"].as_int()) in (ir.DataType.INT64, ir.DataType.INT32)
-    return shapes.contents(node.inputs[0]) if to_integer else None
-
-
-def _read_fill(shapes: Shapes, node: ir.Node) -> Contents | None:
-    length = _at(shapes.contents(node.inputs[0]), 0)
-    attribute = node.attributes.get("value")
-    fill = 0 if attribute is None else attribute.as_tensor().numpy().reshape(-1)[0]
-    return None if length is None or length > _LONGEST or int(fill) != fill else (Dim(int(fill)),) * length
-
-
-def _elementwise(combine: Callable[[Dim, Dim], Dim | None]) -> Callable[[Shapes, ir.Node], Contents | None]:
-    def read(shapes: Shapes, node: ir.Node) -> Contents | None:
-        left, right = shapes.contents(node.inputs[0]), shapes.contents(node.inputs[1])
-        if left is None or right is None or (len(left) != len(right) and 1 not in (len(left), len(right))):
-            return None
-        length = len(right) if len(left) == 1 else len(left)
-        pairs = zip(*(part * length if len(part) == 1 else part for part in (left, right)), strict=True)
-        return tuple(None if a is None or b is None else combine(a, b) for a, b in pairs)
-
-    return read
-
-
-def _equal(left: Dim, right: Dim) -> Dim | None:
-    if left == right:
-        return Dim(1)
-    if left.value is not None and right.value is not None:
-        return Dim(0)
-    # A length is never negative, so no symbol equals -1.
-    return Dim(0) if -1 in (left.value, right.value) else None
-
-
-def _quotient(left: Dim, right: Dim) -> Dim | None:
-    if left.value is not None and right.value:
-        # ONNX rounds towards zero, Python down.
-        return Dim(left.value // right.value) if left.value >= 0 and right.value > 0 else None
-    return dims.divide(left, right)
-
-
-def _read_where(shapes: Shapes, node: ir.Node) -> Contents | None:
-    condition, yes, no = (shapes.contents(value) for value in node.inputs)
-    if condition is None or yes is None or no is None:
-        return None
-    length = max(len(condition), len(yes), len(no))
-    if any(len(part) not in (1, length) for part in (condition, yes, no)):
-        return None
-    rows = (part * length if len(part) == 1 else part for part in (condition, yes, no))
-    return tuple(None if _known(c) is None else (y if _known(c) else n) for c, y, n in zip(*rows, strict=True))
-
-
-_CONTENTS: dict[str, Callable[[Shapes, ir.Node], Contents | None]] = {
-    "Shape": _read_shape,
-    "Gather": _read_gather,
-    "Concat": _read_concat,
-    "Slice": _read_slice,
-    "Unsqueeze": _read_same,
-    "Squeeze": _read_same,
-    "Reshape": _read_same,
-    "Identity": _read_same,
-    "Cast": _read_cast,
-    "ConstantOfShape": _read_fill,
-    "Where": _read_where,
-    "Equal": _elementwise(_equal),
-    "Add": _elementwise(dims.add),
-    "Sub": _elementwise(lambda left, right: dims.add(left, right, -1)),
-    "Mul": _elementwise(dims.multiply),
-    "Div": _elementwise(_quotient),
 }

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from catonnx.graph.absorb import Absorption, fold
+from catonnx.graph.absorb import Absorption
+from catonnx.graph.writers import fold
 from tests.graph.builder import Net, absorbable
 from tests.graph.equivalence import assert_equivalent
 
