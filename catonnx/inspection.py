@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -177,7 +178,7 @@ def _figures(opened: Opened, plan: Plan, moments: Mapping[str, Moments], recipe:
         result[site.name] = Figures(
             prediction.before,
             prediction.after,
-            decibels(concentration_x(measured, symmetric=False), 1.0),
+            decibels(concentration_x(measured, symmetric=False), 1.0) if measured.squared_range else math.nan,
             decibels(concentration_w(weight, recipe.group_size), 1.0),
             decibels(*aligned),
         )

@@ -32,7 +32,7 @@ from catonnx.recipe import SELF, Recipe
 from catonnx.report import Report, SiteRow
 from catonnx.runtime.calibrate import MomentRequest, measure
 from catonnx.runtime.compare import SitePair
-from catonnx.runtime.feeds import Feeds
+from catonnx.runtime.feeds import Feeds, graph_inputs
 from catonnx.runtime.samples import gather, shortened
 from catonnx.runtime.verify import Verifier
 
@@ -100,13 +100,14 @@ def optimize(
         with clock("transform"):
             Absorb(_absorbed(opened, chosen))(graph_model)
             Insert(_online(opened, chosen))(graph_model)
-            transformed = work / "transformed.onnx"
-            write_beside(graph_model, transformed)
+            graph_model.metadata_props[MARK] = recipe.scheme
+            transformed = work / "transformed.onnx" if recipe.rounds else stage / "model.onnx"
+            (write_beside if recipe.rounds else write_model)(graph_model, transformed)
 
         kept = [str(value.name) for value in graph_model.graph.outputs if value.name not in changed_caches]
         verifying = Verifier(
             reference,
-            [shortened(run, VERIFIED_TOKENS) for run in feeds[:VERIFIED_RUNS]],
+            [shortened(run, VERIFIED_TOKENS, graph_inputs(graph_model)) for run in feeds[:VERIFIED_RUNS]],
             kept,
             continued=bool(changed_caches),
             provider=recipe.provider,
@@ -116,7 +117,9 @@ def optimize(
         with clock("verify"):
             verifier = cleanup.enter_context(verifying)
             verification = verifier.check_equivalent(
-                transformed, opened.sites[0].dtype.name.lower(), lambda: _site_models(opened, chosen, work)
+                transformed,
+                {site.dtype.name.lower() for site in opened.sites},
+                lambda: _site_models(opened, chosen, work),
             )
 
         rounded: dict[str, RoundedSite] = {}
@@ -125,14 +128,12 @@ def optimize(
                 QuantizeWeights(linears, recipe, _weigher(opened, chosen, moments, rounded), progress)(graph_model)
                 if recipe.form == "qdq":
                     ReluAsMax(linears)(graph_model)
-        with clock("save"):
-            graph_model.metadata_props[MARK] = recipe.scheme
-            write_model(graph_model, stage / "model.onnx")
-        if recipe.rounds:
+            with clock("save"):
+                write_model(graph_model, stage / "model.onnx")
             with clock("verify"):
                 verification |= verifier.check_deployed(
                     stage / "model.onnx",
-                    len(linears),
+                    [linear.name for linear in linears],
                     rounds_activations=recipe.form == "qdq" and recipe.provider == "cpu",
                 )
 
@@ -199,7 +200,7 @@ def measure_sites(
         for site in opened.sites
     }
     cut = work / "calibrate.onnx"
-    write_beside(with_outputs(opened.model, [site.name for site in opened.sites]), cut)
+    write_beside(with_outputs(opened.model, {site.name: site.dtype for site in opened.sites}), cut)
     with load.naming(cut, work / load.COPY):
         return measure(cut, requests, feeds, provider=recipe.provider, progress=progress)
 
@@ -241,12 +242,13 @@ def _site_models(opened: Opened, plan: Plan, work: Path) -> tuple[Path, Path, li
     """Write the source and the transformed model with the activation that every linear reads as outputs."""
     before = analyse(load.load(work / "source.onnx"), opened.recipe)
     plans = plan.by_site()
+    dtypes = [site.dtype for site in opened.sites]
     old_names = [site.name for site in before.sites]
     new_values = [site.linears[0].node.inputs[0] for site in opened.sites]
     new_names = [str(value.name) for value in new_values if value is not None]
     paths = work / "sites_before.onnx", work / "sites_after.onnx"
-    write_beside(with_outputs(before.model, old_names), paths[0])
-    write_beside(with_outputs(opened.model, new_names), paths[1])
+    write_beside(with_outputs(before.model, dict(zip(old_names, dtypes, strict=True))), paths[0])
+    write_beside(with_outputs(opened.model, dict(zip(new_names, dtypes, strict=True))), paths[1])
     pairs = [
         SitePair(site.name, old, new, plans[site.name].transform(site.width).apply)
         for site, old, new in zip(opened.sites, old_names, new_names, strict=True)

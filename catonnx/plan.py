@@ -148,7 +148,7 @@ def hadamard_order(width: int, recipe: Recipe) -> int:
     """Return the order of the Hadamard matrix at a site, 1 for none."""
     if recipe.transform not in ("hadamard", "cat"):
         return 1
-    wanted = recipe.hadamard_size or recipe.group_size or width
+    wanted = min(recipe.hadamard_size or recipe.group_size or width, width)
     return largest_hadamard_order(math.gcd(wanted, width))
 
 
@@ -196,8 +196,8 @@ def _factors(
             raise CalibrationError("no activation was measured", where=f"site {site.name}")
         factors.append(fit_alignment(site, absorption, moments, weights_of(site), block))
     order = hadamard_order(site.width, recipe)
-    wanted = recipe.hadamard_size or recipe.group_size or site.width
-    if recipe.transform in ("hadamard", "cat") and order != min(wanted, site.width):
+    wanted = min(recipe.hadamard_size or recipe.group_size or site.width, site.width)
+    if recipe.transform in ("hadamard", "cat") and order != wanted:
         notes.append(f"no Hadamard matrix of width {wanted} tiles {site.width} channels; {order} does")
     if order > 1:
         factors.append(Hadamard(site.width, order))

@@ -27,7 +27,9 @@ class SiteRow:
         why: Notes of the plan.
         sqnr_before: Predicted SQNR in dB of rounding the weights as they were; None if nothing was measured.
         sqnr_after: The same in the new basis.
-        sqnr_weights: Measured: energy of the linears' outputs over that of the error which rounding made, in dB.
+        sqnr_weights: The same for the weights as they were really rounded: mean over the linears, in dB. All three see
+            the activation through the diagonal blocks of its second moment only; what reaches the outputs stands under
+            `verification`.
         bytes_before: Size of the weights.
         bytes_after: Size of codes and scales.
     """

@@ -72,7 +72,7 @@ def _kinds(report: Report) -> Table:
     unit, scale = _unit([kind.bytes_before for kind in kinds])
     table = _table(
         *("linears", ">n", "=absorbed", "=online"),
-        *(">SQNR\nbefore", ">dB\nafter", ">\nreal", f">{unit}\nbefore", ">\nafter"),
+        *(">SQNR\nbefore", ">dB\nafter", ">\nrounded", f">{unit}\nbefore", ">\nafter"),
     )
     for name, kind in zip(names, kinds, strict=True):
         table.add_row(

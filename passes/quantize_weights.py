@@ -18,7 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from catonnx.errors import ModelError
 from catonnx.graph.constants import constant_shape, constant_type
-from catonnx.graph.edits import Names, add_constant, float64_of
+from catonnx.graph.edits import Names, add_constant, dequantizer, float64_of
 from catonnx.graph.sites import Linear
 from catonnx.math.rounding import QuantizedWeight, quantize_weight
 from catonnx.progress import Progress, silent
@@ -91,7 +91,7 @@ def _write_qdq(
         [codes, scale],
         attributes=attributes,
         outputs=[output],
-        name=names.new(f"{node.name}/dequantize"),
+        name=names.new(dequantizer(linear.name)),
     )
     graph.insert_before(node, dequantize)
     node.replace_input_with(1, output)

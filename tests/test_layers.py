@@ -16,7 +16,7 @@ TREES: Mapping[str, str] = {"catonnx": "catonnx", "passes": "catonnx.passes"}
 """Folder -> the package that it is installed as."""
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("catonnx.errors", "catonnx.progress"),
+    ("catonnx.errors", "catonnx.progress", "catonnx.cores"),
     ("catonnx.math", "catonnx.recipe", "catonnx.measures", "catonnx.naming", "catonnx.files"),
     ("catonnx.graph",),
     ("catonnx.passes", "catonnx.runtime"),
@@ -46,7 +46,7 @@ ONLY_THERE: Mapping[str, tuple[str, ...]] = {
 """Package -> the rooms that may import it. What stands in neither table (torch, say) may be imported nowhere."""
 
 ALL_BUT: Mapping[str, tuple[str, ...]] = {
-    "numpy": ("catonnx.errors", "catonnx.progress"),
+    "numpy": ("catonnx.errors", "catonnx.progress", "catonnx.cores"),
     "onnx_ir": ("catonnx.errors", "catonnx.progress", "catonnx.math", "catonnx.recipe", "catonnx.cli"),
 }
 """Package -> the rooms that may not import it."""

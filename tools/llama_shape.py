@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from catonnx.runtime.sessions import usable_cores
+from catonnx.cores import usable_cores
 
 OPSET, IR_VERSION = 21, 10
 
@@ -90,15 +91,12 @@ def write_llama(shape: LlamaShape, folder: Path, seed: int = 0) -> Path:
 def write_random_feeds(shape: LlamaShape, file: Path, samples: int, seq_len: int, seed: int = 0) -> None:
     """Write an .npz of inputs `<sample>/<name>` with random tokens and an empty cache."""
     generator = np.random.default_rng(seed)
-    np.savez(
-        file,
-        allow_pickle=False,
-        **{
-            f"{sample}/{name}": array
-            for sample in range(samples)
-            for name, array in _feeds(shape, random_tokens(shape, seq_len, generator)).items()
-        },
-    )
+    arrays: dict[str, Any] = {
+        f"{sample}/{name}": array
+        for sample in range(samples)
+        for name, array in _feeds(shape, random_tokens(shape, seq_len, generator)).items()
+    }
+    np.savez(file, **arrays)  # without allow_pickle: numpy 1.26 would store it as an array
 
 
 def random_tokens(shape: LlamaShape, count: int, generator: np.random.Generator) -> np.ndarray:

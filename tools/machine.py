@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from catonnx.cores import usable_cores
 from catonnx.measures import versions
-from catonnx.runtime.sessions import usable_cores
 
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
 

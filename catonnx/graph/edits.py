@@ -56,6 +56,11 @@ class Names:
         return name
 
 
+def dequantizer(linear: str) -> str:
+    """Return the name of the node that expands the rounded weight of a linear."""
+    return f"{linear}/dequantize"
+
+
 def add_constant(graph: ir.Graph, names: Names, wanted: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
     """Add an initializer under a free name."""
     name = names.new(wanted)

@@ -272,6 +272,7 @@ def _normalize(model: ir.Model, path: Path) -> None:
     common_passes.InlinePass()(model)
     if opset < OPSET:
         _convert(model, opset, path)
+    _lift_external_attributes(model)
     common_passes.RemoveInitializersFromInputsPass()(model)
     common_passes.RemoveUnusedNodesPass()(model)
     common_passes.NameFixPass()(model)
@@ -282,6 +283,15 @@ def _normalize(model: ir.Model, path: Path) -> None:
         model.graph.sort()
     except ValueError as error:
         raise ModelError(f"the graph is not sound: {error}", where=path, hint="export it again") from error
+
+
+def _lift_external_attributes(model: ir.Model) -> None:
+    """Bring tensors that attributes keep in files to where they are saved with the model: initializers, or memory."""
+    common_passes.LiftConstantsToInitializersPass()(model)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for name, attribute in list(node.attributes.items()):
+            if isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy()))
 
 
 def _convert(model: ir.Model, opset: int, path: Path) -> None:

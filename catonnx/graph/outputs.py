@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 
-def with_outputs(model: ir.Model, values: Sequence[str]) -> ir.Model:
+def with_outputs(model: ir.Model, values: Mapping[str, ir.DataType]) -> ir.Model:
     """Return a copy of a model that computes the named values and nothing else; tensors are shared, not copied.
 
     Args:
         model: Stays as it is.
-        values: Names of values of its main graph.
+        values: Names of values of its main graph, and the type of each where the graph does not say.
 
     Raises:
         KeyError: if the graph has no such value.
@@ -27,18 +27,6 @@ def with_outputs(model: ir.Model, values: Sequence[str]) -> ir.Model:
     graph.outputs.extend(known[name] for name in values)
     for value in graph.outputs:
         if value.type is None:
-            value.type = ir.TensorType(_float_type(model))
+            value.type = ir.TensorType(values[str(value.name)])
     RemoveUnusedNodesPass()(copy)
     return copy
-
-
-def _float_type(model: ir.Model) -> ir.DataType:
-    """Return the type of the model's largest weight, which is the type of its activations."""
-    floats = [
-        value
-        for value in model.graph.initializers.values()
-        if value.dtype is not None and value.dtype.is_floating_point()
-    ]
-    largest = max(floats, key=lambda value: value.const_value.size if value.const_value is not None else 0)
-    assert largest.dtype is not None
-    return largest.dtype

@@ -166,8 +166,9 @@ def _replace(stage: Path, out: Path) -> None:
     out.rename(aside)
     try:
         stage.rename(out)
-    except OSError:
-        aside.rename(out)
+    except BaseException:  # a Ctrl-C as well: the older one comes back
+        if not out.exists():
+            aside.rename(out)
         raise
     if aside.is_symlink():
         aside.unlink()

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from catonnx.graph.constants import FLOATS, constant_shape, constant_type
+from catonnx.graph.constants import constant_shape, constant_type
 
 _AFTER_HEAD = frozenset(
     "Add Cast Clip Div Identity LogSoftmax Mul Reshape Sigmoid Slice Softmax Squeeze Sub Tanh Unsqueeze Flatten".split()
@@ -182,7 +182,9 @@ def _reason_against(node: ir.Node, inner: bool) -> str | None:
     if 0 in shape:
         return f"the weight is empty: {list(shape)}"
     dtype = constant_type(right)
-    return None if dtype in FLOATS - {ir.DataType.DOUBLE} else f"the weight is of type {dtype}, and no 4-bit kernel is"
+    if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        return f"the weight is of type {dtype}, and no 4-bit kernel is"
+    return None
 
 
 def _leave_heads(linears: list[Linear]) -> list[Linear]:

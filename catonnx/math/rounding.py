@@ -8,7 +8,6 @@ group the extra step lies. That is worth up to 0.6 dB, and standard ONNX and ONN
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from catonnx.cores import usable_cores
 
 Array: TypeAlias = NDArray[np.float64]
 Float32: TypeAlias = NDArray[np.float32]
@@ -128,7 +129,7 @@ def quantize_weight(
         codes[place] = _codes(chunk, chunk_scales).reshape(-1, chunk.shape[2])
         scales[row_span.start // size : -(-row_span.stop // size), column_span] = chunk_scales
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter inside its loops
+    with ThreadPoolExecutor(usable_cores()) as pool:  # numpy lets go of the interpreter inside its loops
         for _ in pool.map(quantize, _chunks(rows, columns, size)):
             pass
     return QuantizedWeight(codes, scales, group_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx_ir as ir
 
 from catonnx.errors import CalibrationError
 from catonnx.progress import Progress, silent
-from catonnx.runtime.feeds import Feeds, InputSpec, graph_inputs, load_npz_feeds
+from catonnx.runtime.feeds import Feeds, InputSpec, ModelInput, graph_inputs, load_npz_feeds
 from catonnx.runtime.sampling import sample_text
 from catonnx.runtime.sessions import open_session
 from catonnx.runtime.text import TokenStream, configured_bos, pack_text, read_text
@@ -38,7 +39,7 @@ def gather(
         model: Its graph.
         folder: Where its tokenizer.json and config.json lie.
         calibration: A .txt file (through the tokenizer), an .npz file of feeds, or `self`: text that the model writes.
-        samples: Sequences wanted; a short text or .npz file may give fewer.
+        samples: Sequences of text wanted; a short text may give fewer. An .npz file is taken whole.
         seq_len: Tokens in each.
         seed: For `self`.
         provider: Where the model runs.
@@ -50,7 +51,7 @@ def gather(
     suffix = Path(calibration).suffix.lower()
     inputs = graph_inputs(model)
     if suffix == ".npz":
-        return load_npz_feeds(calibration, inputs)[:samples]
+        return load_npz_feeds(calibration, inputs)
     if calibration != SELF and suffix != ".txt":
         raise CalibrationError("calibration data must be a .txt or an .npz file", where=calibration)
     if calibration != SELF:
@@ -71,16 +72,25 @@ def gather(
     return _batched(spec, rows)
 
 
-def shortened(feeds: Feeds, tokens: int) -> Feeds:
-    """Return the first `tokens` tokens of one run; inputs that are no tokens stay as they are."""
+def shortened(feeds: Feeds, tokens: int, inputs: Sequence[ModelInput]) -> Feeds:
+    """Return the first `tokens` tokens of one run, or the run as it is.
+
+    It stays as it is where the model takes texts of one length only, or takes more than one number for each token.
+    """
     ids = feeds.get("input_ids")
     if ids is None or ids.shape[1] <= tokens:
         return feeds
-    return {name: array[:, :tokens] if array.shape == ids.shape else array for name, array in feeds.items()}
+    pasts = {item.name for item in inputs if len(item.shape) == 4}
+    aligned = all(array.shape == ids.shape for name, array in feeds.items() if name not in pasts)
+    free = all(item.shape == (None,) * 2 or item.shape[1:] == (None,) for item in inputs if item.name not in pasts)
+    if not aligned or not free:
+        return feeds
+    return {name: array if name in pasts else array[:, :tokens] for name, array in feeds.items()}
 
 
 def _batched(spec: InputSpec, rows: np.ndarray) -> list[Feeds]:
-    """Put short sequences together into runs of about `_ROWS_OF_A_RUN` tokens."""
-    together = max(1, _ROWS_OF_A_RUN // rows.shape[1])
-    starts = range(0, len(rows), together)
+    """Put short sequences together into runs of about `_ROWS_OF_A_RUN` tokens, or of as many as the model takes."""
+    fixed = next(item.shape[0] for item in spec.inputs if item.name == "input_ids")
+    together = fixed or max(1, _ROWS_OF_A_RUN // rows.shape[1])
+    starts = range(0, len(rows) - (fixed or 1) + 1, together)
     return [spec.first_feeds(rows[start : start + together]) for start in starts]

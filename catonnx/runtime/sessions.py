@@ -5,7 +5,6 @@ ONNX Runtime itself is imported inside functions only: `import catonnx` works wi
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from catonnx.cores import usable_cores
 from catonnx.errors import CatonnxError, ModelError, OutputError, RuntimeUnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -200,11 +200,6 @@ def run_failure(error: Exception, shapes: Mapping[str, tuple[int, ...]]) -> Mode
         where=f"inputs {inputs}",
         hint="check that the inputs have shapes and token ids that this model accepts",
     )
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def explain(error: Exception, path: Path) -> CatonnxError:

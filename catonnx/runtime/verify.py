@@ -5,16 +5,17 @@ The source runs once; its outputs wait on disk for every candidate.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from catonnx.errors import VerificationError
+from catonnx.graph.edits import dequantizer
 from catonnx.progress import Progress, silent
 from catonnx.runtime.compare import Comparison, SitePair, first_difference
+from catonnx.runtime.decoding import LOGITS
 from catonnx.runtime.divergence import json_number
 from catonnx.runtime.feeds import Feeds
 from catonnx.runtime.fusion import WRITE_OPTIMIZED, read_optimized
@@ -72,13 +73,13 @@ class Verifier(AbstractContextManager["Verifier"]):
         self._recording.__exit__(*error)
 
     def check_equivalent(
-        self, transformed: Path, dtype: str, locate: Callable[[], tuple[Path, Path, Sequence[SitePair]]]
+        self, transformed: Path, dtypes: Set[str], locate: Callable[[], tuple[Path, Path, Sequence[SitePair]]]
     ) -> dict[str, Any]:
         """Check that a model computes what the reference computes.
 
         Args:
             transformed: The rewritten model, not rounded.
-            dtype: Type of its activations, which sets the tolerance.
+            dtypes: Types of its activations; the coarsest sets the tolerance.
             locate: Called on a difference: writes both models with the value at every site as an output, and says how
                 they correspond.
 
@@ -89,7 +90,7 @@ class Verifier(AbstractContextManager["Verifier"]):
             VerificationError: naming the first site that differs.
         """
         comparison = self._recording.compare(transformed)
-        tolerance = TOLERANCE.get(dtype, 1e-4)
+        tolerance = max(TOLERANCE.get(dtype, 1e-4) for dtype in dtypes)
         if not comparison.relative_l2 <= tolerance:
             before, after, pairs = locate()
             place = first_difference(
@@ -103,12 +104,12 @@ class Verifier(AbstractContextManager["Verifier"]):
             )
         return {"transform_relative_l2": json_number(comparison.relative_l2)}
 
-    def check_deployed(self, path: Path, linears: int, *, rounds_activations: bool) -> dict[str, Any]:
+    def check_deployed(self, path: Path, linears: Sequence[str], *, rounds_activations: bool) -> dict[str, Any]:
         """Load the saved model afresh, as a user's session would, and measure it.
 
         Args:
             path: The result.
-            linears: How many linears were rounded.
+            linears: Names of the linears that were rounded.
             rounds_activations: The provider silently rounds activations to int8 here unless a session forbids it; both
                 ways are measured then.
 
@@ -126,11 +127,14 @@ class Verifier(AbstractContextManager["Verifier"]):
         if rounds_activations:
             exact = self._recording.compare(path, config={_LEVEL: "0"})
             figures["exact activations"] = _figures(exact)
+        # The source may hold quantized layers of its own; only ours count.
+        ours = {dequantizer(name) for name in linears}
+        unfused = [node for node in graph.unfused if node in ours]
         return {
             "deployed": figures,
-            "linears": linears,
-            "fused": graph.operators["MatMulNBits"],
-            "not_fused": [f"{node}: ONNX Runtime dequantizes it at every run" for node in graph.unfused],
+            "linears": len(linears),
+            "fused": min(len(linears) - len(unfused), graph.operators["MatMulNBits"]),
+            "not_fused": [f"{node}: ONNX Runtime dequantizes it at every run" for node in unfused],
         }
 
 
@@ -140,9 +144,9 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
             "the rounded model gives NaN or Inf", hint="try another --transform or --exclude layers"
         )
     logits = comparison.logits
-    worst = min(difference.sqnr_db for difference in comparison.outputs.values())
+    judged = [comparison.outputs[LOGITS]] if logits else list(comparison.outputs.values())
     return {
-        "sqnr_db": None if math.isinf(worst) else round(worst, 2),
+        "sqnr_db": json_number(min(difference.sqnr_db for difference in judged)),
         "kl_nats": json_number(logits.kl_nats) if logits else None,
         "top1_agreement": json_number(logits.top1_agreement) if logits else None,
     }

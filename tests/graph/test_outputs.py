@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from catonnx.graph.outputs import with_outputs
@@ -20,7 +21,7 @@ def net() -> Net:
 
 def test_the_copy_computes_the_named_values_and_nothing_else(net: Net) -> None:
     model = net.model()
-    copy = with_outputs(model, ["hidden", "x"])
+    copy = with_outputs(model, dict.fromkeys(["hidden", "x"], ir.DataType.FLOAT))
     x = np.array([[-1, 2, -3, 4]], np.float32)
     outputs = run(copy, {"x": x})
     assert list(outputs) == ["hidden", "x"]
@@ -30,18 +31,18 @@ def test_the_copy_computes_the_named_values_and_nothing_else(net: Net) -> None:
 
 def test_the_model_itself_stays_as_it_is(net: Net) -> None:
     model = net.model()
-    with_outputs(model, ["late"])
+    with_outputs(model, dict.fromkeys(["late"], ir.DataType.FLOAT))
     assert [value.name for value in model.graph.outputs] == ["y"]
     assert [node.op_type for node in model.graph] == ["Relu", "Tanh", "MatMul"]
 
 
 def test_tensors_are_shared_not_copied(net: Net) -> None:
     model = net.model()
-    copy = with_outputs(model, ["y"])
+    copy = with_outputs(model, dict.fromkeys(["y"], ir.DataType.FLOAT))
     for name, value in copy.graph.initializers.items():
         assert value.const_value is model.graph.initializers[name].const_value
 
 
 def test_an_unknown_value_is_an_error(net: Net) -> None:
     with pytest.raises(KeyError, match="nowhere"):
-        with_outputs(net.model(), ["nowhere"])
+        with_outputs(net.model(), dict.fromkeys(["nowhere"], ir.DataType.FLOAT))

@@ -13,9 +13,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from catonnx.cores import usable_cores
 from catonnx.errors import ModelError, RuntimeUnavailableError, UsageError
 from catonnx.runtime import sessions
-from catonnx.runtime.sessions import available_providers, open_session, run, usable_cores
+from catonnx.runtime.sessions import available_providers, open_session, run
 
 Writer = Callable[..., Path]
 X = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 4])]
