@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper
 
 import catonnx
 from catonnx import Recipe
 from catonnx.graph import load
-from tests.small_models import QUICK, catonnx_, externalize, snapshot, write_feeds, write_mlp
+from tests.small_models import QUICK, catonnx_, externalize, session, snapshot, write_feeds, write_mlp
 
 RECIPE = Recipe(samples=2, seq_len=16)
 
@@ -204,3 +207,27 @@ def test_a_folder_with_one_model_of_another_name(tmp_path: Path) -> None:
     catonnx.optimize(tmp_path / "m", tmp_path / "out", Recipe(calibration=str(feeds)))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", "model.onnx_data", "catonnx.json"}
     assert np.load(feeds)["0/x"].shape == (16, 64)
+
+
+@pytest.mark.parametrize("scheme", ["float", "w4a16"])
+def test_weights_in_constant_nodes_with_data_of_their_own(
+    scheme: Literal["float", "w4a16"], source: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(source / "model.onnx")
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = [helper.make_node("Constant", [], [name], value=tensor) for name, tensor in tensors.items()]
+    del model.graph.initializer[:]
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *rest])
+    onnx.save(
+        model,
+        source / "model.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=4096,
+        convert_attribute=True,
+    )
+    catonnx.optimize(source, tmp_path / "out", dataclasses.replace(RECIPE, scheme=scheme))
+    session(tmp_path / "out" / "model.onnx")
+    assert not (tmp_path / "out" / "weights.bin").exists()
