@@ -48,19 +48,9 @@ class Canonicalize(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified)
 
 
-def _integer(node: ir.Node, name: str) -> int:
-    attribute = node.attributes.get(name)
-    return 0 if attribute is None else attribute.as_int()
-
-
-def _float(node: ir.Node, name: str) -> float:
-    attribute = node.attributes.get(name)
-    return 1.0 if attribute is None else attribute.as_float()
-
-
 def _turn_activation(graph: ir.Graph, names: Names, node: ir.Node) -> bool:
     value = node.inputs[0]
-    if node.op_type != "Gemm" or not _integer(node, "transA") or value is None:
+    if node.op_type != "Gemm" or not node.attributes.get_int("transA", 0) or value is None:
         return False
     shape = None if value.shape is None else ir.Shape(reversed(list(value.shape)))
     turned = ir.Value(name=names.new(f"{value.name}_transposed"), type=value.type, shape=shape)
@@ -77,7 +67,7 @@ def _own_weight(graph: ir.Graph, names: Names, linear: Linear) -> bool:
     node = linear.node
     weight = node.inputs[1]
     assert weight is not None
-    turned, alpha = bool(_integer(node, "transB")), _float(node, "alpha")
+    turned, alpha = bool(node.attributes.get_int("transB", 0)), node.attributes.get_float("alpha", 1.0)
     if (
         weight.is_initializer()
         and len(weight.uses()) == 1
@@ -100,7 +90,7 @@ def _own_weight(graph: ir.Graph, names: Names, linear: Linear) -> bool:
 
 
 def _own_bias(graph: ir.Graph, names: Names, node: ir.Node) -> bool:
-    beta = _float(node, "beta")
+    beta = node.attributes.get_float("beta", 1.0)
     if node.op_type != "Gemm" or beta == 1 or len(node.inputs) < 3 or node.inputs[2] is None:
         return False
     shape = constant_shape(node.inputs[2])

@@ -98,24 +98,13 @@ def peer(model: str, out: str, exclude: list[str], accuracy_level: int) -> dict[
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {"optimize": optimize, "forward": forward, "peer": peer}
 
 
-def peak_bytes() -> int:
-    """Return the largest resident memory of this program.
-
-    On Linux the figure of getrusage begins with the memory of the process that started this one; VmHWM does not.
-    """
-    from catonnx.measures import peak_memory
-
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
-    return found[0] if found else peak_memory()
-
-
 def main() -> None:
     """Run the job that the command line names."""
+    from catonnx.measures import peak_memory
+
     job, arguments = sys.argv[1:3]
     result = JOBS[job](**json.loads(arguments))
-    print(json.dumps({"result": result, "peak_bytes": peak_bytes()}))
+    print(json.dumps({"result": result, "peak_bytes": peak_memory()}))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ import onnx_ir as ir
 
 from catonnx.errors import CalibrationError
 from catonnx.progress import Progress, silent
+from catonnx.recipe import SELF
 from catonnx.runtime.feeds import Feeds, InputSpec, ModelInput, graph_inputs, load_npz_feeds
 from catonnx.runtime.sampling import sample_text
 from catonnx.runtime.sessions import open_session
 from catonnx.runtime.text import TokenStream, configured_bos, pack_text, read_text
 
-SELF = "self"
 _ROWS_OF_A_RUN = 512
 """Tokens per run: more do not run faster, and hold more activations."""
 
