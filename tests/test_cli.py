@@ -89,7 +89,7 @@ def test_tables_are_plain_and_narrow_where_there_is_no_terminal(optimized: tuple
     assert "\x1b" not in optimized[1].stdout
     assert max(map(len, lines)) <= 100
     header = next(line for line in lines if line.startswith("linears"))
-    assert header.split() == ["linears", "n", "absorbed", "online", "before", "after", "real", "before", "after"]
+    assert header.split() == ["linears", "n", "absorbed", "online", "before", "after", "rounded", "before", "after"]
 
 
 def test_optimize_writes_model_report_and_plan(optimized: tuple[Path, Result], tiny_llama: Path) -> None:
