@@ -16,6 +16,11 @@ from catonnx.runtime.sampling import sample_text
 from catonnx.runtime.sessions import open_session
 from catonnx.runtime.text import TokenStream, configured_bos, pack_text, read_text
 
+_TOKENS_WRITTEN_AT_ONCE = 2560
+"""Length times number of the texts that a model writes side by side: more are faster, and their caches larger.
+
+On SmolLM2 texts of 512 tokens took the process to 3.0 GB with 16 at a time, to 2.1 GB with 8."""
+
 _ROWS_OF_A_RUN = 512
 """Tokens per run: more do not run faster, and hold more activations."""
 
@@ -68,7 +73,10 @@ def gather(
         )
     spec = InputSpec.of(inputs)
     session = open_session(model_path, provider=provider)
-    rows = sample_text(session, spec, samples=samples, seq_len=seq_len, seed=seed, bos=bos, progress=progress)
+    together = _fixed_batch(spec) or max(1, _TOKENS_WRITTEN_AT_ONCE // seq_len)
+    rows = sample_text(
+        session, spec, samples=samples, seq_len=seq_len, seed=seed, bos=bos, batch=together, progress=progress
+    )
     return _batched(spec, rows)
 
 
@@ -88,9 +96,14 @@ def shortened(feeds: Feeds, tokens: int, inputs: Sequence[ModelInput]) -> Feeds:
     return {name: array if name in pasts else array[:, :tokens] for name, array in feeds.items()}
 
 
+def _fixed_batch(spec: InputSpec) -> int | None:
+    """Return how many texts the model takes at a time, None for any number."""
+    return next(item.shape[0] for item in spec.inputs if item.name == "input_ids")
+
+
 def _batched(spec: InputSpec, rows: np.ndarray) -> list[Feeds]:
     """Put short sequences together into runs of about `_ROWS_OF_A_RUN` tokens, or of as many as the model takes."""
-    fixed = next(item.shape[0] for item in spec.inputs if item.name == "input_ids")
+    fixed = _fixed_batch(spec)
     together = fixed or max(1, _ROWS_OF_A_RUN // rows.shape[1])
     starts = range(0, len(rows) - (fixed or 1) + 1, together)
     return [spec.first_feeds(rows[start : start + together]) for start in starts]
