@@ -206,7 +206,7 @@ def optimize_command(
             provider=provider,
             seed=seed,
         )
-        _check_places(report_json, save_plan)
+        _check_places(report_json, save_plan, source=model)
         terminal = Terminal(quiet=quiet)
         shaping = {"transform": transform, "block_size": block_size, "hadamard_size": hadamard_size, "online": online}
         recipe, saved = _with_plan(recipe, shaping, plan, model, terminal)
@@ -258,10 +258,10 @@ def _group_size(text: GroupSize) -> int | None:
     return None if text == "channel" else int(text)
 
 
-def _check_places(*files: Path | None) -> None:
+def _check_places(*files: Path | None, source: Path | None = None) -> None:
     for file in files:
         if file is not None:
-            check_place(file)
+            check_place(file, source)
 
 
 def _with_plan(

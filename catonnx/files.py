@@ -12,18 +12,31 @@ from typing import Any
 from catonnx.errors import OutputError
 
 
-def check_place(path: Path) -> None:
+def check_place(path: Path, source: Path | None = None) -> None:
     """Refuse a place where no file can be written, before long work is done for it.
 
+    Args:
+        path: Where a file is wanted.
+        source: A model, file or folder, that must stay as it is.
+
     Raises:
-        OutputError: if the folder is missing or not writable, or `path` is a folder.
+        OutputError: if the folder is missing or not writable, `path` is a folder, or it belongs to the source.
     """
+    if source is not None and _belongs_to(path.resolve(), source.resolve()):
+        raise OutputError("this would write into the model that is optimized", where=path, hint="choose another place")
     if path.is_dir():
         raise OutputError("this is a folder, not a file", where=path, hint="name a file in it")
     if not path.absolute().parent.is_dir():
         raise OutputError("the folder does not exist", where=path.absolute().parent, hint="make it first")
     if not os.access(path.absolute().parent, os.W_OK):
         raise OutputError("nothing can be written there", where=path.absolute().parent, hint="choose another place")
+
+
+def _belongs_to(path: Path, source: Path) -> bool:
+    """Whether a file lies in a model's folder, or is a model file or its data beside it."""
+    if source.is_dir():
+        return path.is_relative_to(source)
+    return path.parent == source.parent and path.name.startswith(source.name)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -18,11 +18,11 @@ from catonnx.graph import load
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import Site
 from catonnx.math.moments import Moments
-from catonnx.math.sqnr import concentration_w, concentration_x, decibels
+from catonnx.math.sqnr import concentration_w, concentration_x, decibels, output_energy
 from catonnx.pipeline import calibration_feeds, measure_sites
 from catonnx.plan import Plan, SitePlan, check_plan, describe, make_plan
 from catonnx.progress import Progress, silent
-from catonnx.quality import energy, predict
+from catonnx.quality import predict
 from catonnx.recipe import Recipe
 
 
@@ -174,7 +174,7 @@ def _figures(opened: Opened, plan: Plan, moments: Mapping[str, Moments], recipe:
             continue
         measured, weight = moments[site.name], np.concatenate(selected_weights(site), axis=1)
         moment = measured.second_moment()
-        aligned = energy(moment, weight), float(measured.diagonal().sum()) * float(np.vdot(weight, weight))
+        aligned = output_energy(moment, weight), float(measured.diagonal().sum()) * float(np.vdot(weight, weight))
         result[site.name] = Figures(
             prediction.before,
             prediction.after,

@@ -14,7 +14,7 @@ import numpy as np
 from catonnx.graph.sites import Site
 from catonnx.math.merging import in_blocks, mixing_width, widened
 from catonnx.math.moments import Moments
-from catonnx.math.sqnr import concentration_w, decibels, predicted_sqnr_db
+from catonnx.math.sqnr import concentration_w, decibels, output_energy, predicted_sqnr_db
 from catonnx.plan import Plan, SitePlan
 from catonnx.recipe import Recipe
 
@@ -42,9 +42,9 @@ class RoundedSite:
 
     def add(self, moment: np.ndarray, weight: np.ndarray, error: np.ndarray) -> None:
         """Take in one linear: its site's second moment (n, k, k), its weight [d, N] and the error of rounding it."""
-        signal = energy(moment, weight)
+        signal = output_energy(moment, weight)
         if signal > 0:
-            self.noise.append(energy(moment, error) / signal)
+            self.noise.append(output_energy(moment, error) / signal)
 
     @property
     def sqnr_db(self) -> float | None:
@@ -71,12 +71,6 @@ def new_moment(plan: SitePlan, moments: Moments) -> np.ndarray:
         matrices = in_blocks(factor, block)
         moment = matrices.transpose(0, 2, 1) @ moment @ matrices
     return moment
-
-
-def energy(moment: np.ndarray, weight: np.ndarray) -> float:
-    """Return E|x W|^2 for a block-diagonal second moment (n, k, k) and a weight [d, N]."""
-    rows = weight.reshape(*moment.shape[:2], -1)
-    return float(np.vdot(rows, moment @ rows))
 
 
 def predict(
@@ -110,7 +104,7 @@ def predict(
             float(measured.diagonal().sum()),
             float(np.trace(new_moment(own, measured), axis1=1, axis2=2).sum()),
         )
-        signal = energy(measured.second_moment(), weight)
+        signal = output_energy(measured.second_moment(), weight)
         before, after = (
             predicted_sqnr_db(signal / (x * float(np.vdot(w, w))), concentration_w(w, recipe.group_size))
             for x, w in zip(x_energy, (weight, changed), strict=True)

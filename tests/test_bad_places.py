@@ -226,3 +226,18 @@ def test_a_plan_whose_numbers_leave_the_type(model: Path, feeds: tuple[object, .
     assert result.exit_code == 7
     assert "overflow float" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--save-plan", "--report-json"])
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx_data", "new.json"])
+def test_no_extra_file_is_written_into_the_model(
+    option: str, name: str, model: Path, feeds: tuple[object, ...], tmp_path: Path, capfd: Capture
+) -> None:
+    place = model.parent / name
+    assert_refused(capfd, 6, "would write into the model", model.parent, tmp_path / "out", *feeds, option, place)
+
+
+def test_a_model_file_is_not_replaced_by_a_report(
+    model: Path, feeds: tuple[object, ...], tmp_path: Path, capfd: Capture
+) -> None:
+    assert_refused(capfd, 6, "would write into the model", model, tmp_path / "out", *feeds, "--report-json", model)

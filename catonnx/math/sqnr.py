@@ -76,7 +76,7 @@ def alignment(x_second_moment: NDArray[Any], weight: NDArray[Any]) -> float:
     energy = float(np.trace(moment)) * float(np.sum(weight**2))
     if not energy > 0:
         raise ValueError("alignment of a zero activation or a zero weight is not defined")
-    return _output_energy(moment[None], weight) / energy
+    return output_energy(moment[None], weight) / energy
 
 
 def predicted_sqnr_db(
@@ -131,7 +131,7 @@ def weight_sqnr_db(x_moment: NDArray[Any], weight: NDArray[Any], error: NDArray[
     weight, error = np.asarray(weight, dtype=np.float64), np.asarray(error, dtype=np.float64)
     if moment.ndim != 3 or moment.shape[0] * moment.shape[1] != len(weight) or weight.shape != error.shape:
         raise ValueError(f"moment {moment.shape}, weight {weight.shape} and error {error.shape} do not fit")
-    return decibels(_output_energy(moment, weight), _output_energy(moment, error))
+    return decibels(output_energy(moment, weight), output_energy(moment, error))
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -145,7 +145,7 @@ def _intervals(bits: int) -> int:
     return (1 << bits) - 1
 
 
-def _output_energy(moment: Array, weight: Array) -> float:
+def output_energy(moment: Array, weight: Array) -> float:
     """Return ``E|x W|^2 = trace(W^T S W)``, block by block."""
     by_block = weight.reshape(*moment.shape[:2], -1)
     return float(np.vdot(by_block, moment @ by_block))
