@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from catonnx import __version__
 from catonnx.errors import CatonnxError, UsageError
 from catonnx.files import check_place, write_json
-from catonnx.recipe import Caches, Form, Online, Provider, Recipe, Rounding, Scheme, TransformName
+from catonnx.options import (
+    ActivationGroupSizeOption,
+    ActivationRangeOption,
+    ActivationsOption,
+    BlockSizeOption,
+    CachesOption,
+    ClipOption,
+    DampingOption,
+    ExcludeOption,
+    FormOption,
+    GroupSizeOption,
+    HadamardSizeOption,
+    IncludeOption,
+    JsonOption,
+    Keep8bitOption,
+    LmHeadOption,
+    MaxOverheadOption,
+    Model,
+    OnlineOption,
+    PlanOption,
+    PresetOption,
+    ProviderOption,
+    QuietOption,
+    RoundingOption,
+    SamplesOption,
+    ScalesOption,
+    SchemeOption,
+    SeedOption,
+    SeqLenOption,
+    TargetBitsOption,
+    TransformOption,
+    VerboseOption,
+)
+from catonnx.recipe import PRESETS, Preset, Recipe
 from catonnx.terminal import INTERRUPTED, Terminal, forgive_encodings, guarded
 
 if TYPE_CHECKING:
-    from catonnx.plan import Plan
-
-GroupSize = Literal["16", "32", "64", "128", "256", "channel"]
+    from catonnx.siteplan import Plan
 
 _DEFAULT = Recipe()
 _CODES = [
@@ -38,46 +67,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="An .onnx file, or a folder with model.onnx, config and tokenizer.")
-]
-GroupSizeOption = Annotated[
-    GroupSize,
-    typer.Option(metavar="N", help="16, 32, 64, 128 or 256 rows of a weight share a scale, or all of a `channel`."),
-]
-TransformOption = Annotated[
-    TransformName | None,
-    typer.Option(metavar="NAME", help="none, scale, hadamard or cat.", show_default=_DEFAULT.transform),
-]
-BlockSizeOption = Annotated[
-    int | None, typer.Option(metavar="K", help="Width of CAT's blocks; 1 is a scaling.", show_default="what is free")
-]
-HadamardSizeOption = Annotated[
-    int | None, typer.Option(metavar="K", help="Width of the Hadamard matrix.", show_default="group size, or all")
-]
-OnlineOption = Annotated[
-    Online | None,
-    typer.Option(help="May factors that cannot be absorbed stay as nodes?", show_default=_DEFAULT.online),
-]
-CachesOption = Annotated[
-    Caches, typer.Option(metavar="NAME", help="transformed: caches may be handed out in another basis; or exact.")
-]
-IncludeOption = Annotated[
-    list[str] | None, typer.Option(metavar="PATTERN", help="Round only linears with such names; repeatable.")
-]
-ExcludeOption = Annotated[
-    list[str] | None, typer.Option(metavar="PATTERN", help="Leave linears with such names in float; repeatable.")
-]
-LmHeadOption = Annotated[bool, typer.Option("--lm-head", help="Round the output head too.")]
-SamplesOption = Annotated[int, typer.Option(min=1, metavar="N", help="Sequences of text.")]
-SeqLenOption = Annotated[int, typer.Option(min=2, metavar="N", help="Tokens in each, BOS included.")]
-ProviderOption = Annotated[Provider, typer.Option(help="Where ONNX Runtime runs.")]
-SeedOption = Annotated[int, typer.Option(metavar="N", help="Of everything random.")]
-PlanOption = Annotated[Path | None, typer.Option(metavar="FILE", help="A plan that --save-plan wrote.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all of it as JSON too.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -101,15 +90,24 @@ def inspect_command(
     calibration: Annotated[
         str | None, typer.Option(metavar="FILE|self", help="Measure activations too, and predict what rounding does.")
     ] = None,
-    samples: SamplesOption = _DEFAULT.samples,
-    seq_len: SeqLenOption = _DEFAULT.seq_len,
+    samples: SamplesOption = None,
+    seq_len: SeqLenOption = None,
     plan: PlanOption = None,
-    group_size: GroupSizeOption = "32",
+    preset: PresetOption = None,
+    scheme: SchemeOption = None,
+    group_size: GroupSizeOption = None,
     transform: TransformOption = None,
     block_size: BlockSizeOption = None,
     hadamard_size: HadamardSizeOption = None,
     online: OnlineOption = None,
-    caches: CachesOption = _DEFAULT.caches,
+    max_overhead: MaxOverheadOption = None,
+    caches: CachesOption = None,
+    activations: ActivationsOption = None,
+    activation_range: ActivationRangeOption = None,
+    activation_group_size: ActivationGroupSizeOption = None,
+    clip: ClipOption = None,
+    keep_8bit: Keep8bitOption = None,
+    target_bits: TargetBitsOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     lm_head: LmHeadOption = False,
@@ -121,22 +119,33 @@ def inspect_command(
 ) -> None:
     """Show linear layers: shape, what stands before them, what that could absorb, and why not more."""
     with guarded(verbose=verbose):
-        recipe = Recipe(
-            group_size=_group_size(group_size),
+        wishes = _wishes(
+            scheme=scheme,
+            group_size=group_size,
+            activation_group_size=activation_group_size,
             calibration=calibration,
+            transform=transform,
+            block_size=block_size,
+            hadamard_size=hadamard_size,
+            online=online,
+            max_overhead=max_overhead,
+            caches=caches,
+            activations=activations,
+            activation_range=activation_range,
+            clip=clip,
+            keep_8bit=keep_8bit,
+            target_bits=target_bits,
             samples=samples,
             seq_len=seq_len,
-            caches=caches,
-            include=tuple(include or ()),
-            exclude=tuple(exclude or ()),
+            include=include,
+            exclude=exclude,
             lm_head=lm_head,
             provider=provider,
             seed=seed,
         )
         _check_places(json_file)
         terminal = Terminal(quiet=quiet)
-        shaping = {"transform": transform, "block_size": block_size, "hadamard_size": hadamard_size, "online": online}
-        recipe, saved = _with_plan(recipe, shaping, plan, model, terminal)
+        recipe, saved = _with_plan(preset, wishes, plan, model, terminal)
 
         from catonnx.inspection import inspect
         from catonnx.tables import inspected
@@ -152,30 +161,39 @@ def inspect_command(
 def optimize_command(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The new folder.")],
-    scheme: Annotated[
-        Scheme, typer.Option(help="w4a16 rounds weights to int4; float applies the transforms only.")
-    ] = _DEFAULT.scheme,
-    group_size: GroupSizeOption = "32",
+    preset: PresetOption = None,
+    scheme: SchemeOption = None,
+    group_size: GroupSizeOption = None,
     transform: TransformOption = None,
     block_size: BlockSizeOption = None,
     hadamard_size: HadamardSizeOption = None,
     online: OnlineOption = None,
+    max_overhead: MaxOverheadOption = None,
+    caches: CachesOption = None,
+    activations: ActivationsOption = None,
+    activation_range: ActivationRangeOption = None,
+    activation_group_size: ActivationGroupSizeOption = None,
+    clip: ClipOption = None,
+    keep_8bit: Keep8bitOption = None,
+    target_bits: TargetBitsOption = None,
     calibration: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|self", help="A .txt, an .npz of feeds, or text that the model writes.", show_default="self"
         ),
     ] = None,
-    samples: SamplesOption = _DEFAULT.samples,
-    seq_len: SeqLenOption = _DEFAULT.seq_len,
-    form: Annotated[Form, typer.Option(help="qdq is standard ONNX; nbits writes MatMulNBits.")] = _DEFAULT.form,
+    samples: SamplesOption = None,
+    seq_len: SeqLenOption = None,
+    form: FormOption = None,
     accuracy_level: Annotated[
-        int, typer.Option(min=0, max=4, metavar="0..4", help="Of form nbits; 4 rounds activations to int8.")
-    ] = _DEFAULT.accuracy_level,
-    rounding: Annotated[
-        Rounding, typer.Option(help="How scales are chosen: by search, or by the largest magnitude.")
-    ] = _DEFAULT.rounding,
-    caches: CachesOption = _DEFAULT.caches,
+        int | None,
+        typer.Option(
+            min=0, max=4, metavar="0..4", help="Of form nbits; 4 rounds activations to int8.", show_default="0"
+        ),
+    ] = None,
+    rounding: RoundingOption = None,
+    damping: DampingOption = None,
+    scales: ScalesOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     lm_head: LmHeadOption = False,
@@ -190,26 +208,38 @@ def optimize_command(
 ) -> None:
     """Transform a model, round it to 4 bits, verify it, and save it as a new folder."""
     with guarded(verbose=verbose):
-        recipe = Recipe(
+        wishes = _wishes(
             scheme=scheme,
-            group_size=_group_size(group_size),
-            caches=caches,
-            rounding=rounding,
+            group_size=group_size,
+            activation_group_size=activation_group_size,
             calibration=calibration,
+            transform=transform,
+            block_size=block_size,
+            hadamard_size=hadamard_size,
+            online=online,
+            max_overhead=max_overhead,
+            caches=caches,
+            activations=activations,
+            activation_range=activation_range,
+            clip=clip,
+            keep_8bit=keep_8bit,
+            target_bits=target_bits,
             samples=samples,
             seq_len=seq_len,
             form=form,
             accuracy_level=accuracy_level,
-            include=tuple(include or ()),
-            exclude=tuple(exclude or ()),
+            rounding=rounding,
+            damping=damping,
+            scales=scales,
+            include=include,
+            exclude=exclude,
             lm_head=lm_head,
             provider=provider,
             seed=seed,
         )
         _check_places(report_json, save_plan, source=model)
         terminal = Terminal(quiet=quiet)
-        shaping = {"transform": transform, "block_size": block_size, "hadamard_size": hadamard_size, "online": online}
-        recipe, saved = _with_plan(recipe, shaping, plan, model, terminal)
+        recipe, saved = _with_plan(preset, wishes, plan, model, terminal)
 
         from catonnx.pipeline import optimize
         from catonnx.planfile import save_plan as write_plan
@@ -231,7 +261,7 @@ def evaluate_command(
     text: Annotated[Path, typer.Option(metavar="FILE", help="Plain text in UTF-8, other than it was calibrated on.")],
     against: Annotated[Path | None, typer.Option(metavar="MODEL", help="The model that it was made from.")] = None,
     samples: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences of text.")] = 16,
-    seq_len: SeqLenOption = 512,
+    seq_len: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens in each, BOS included.")] = 512,
     provider: ProviderOption = "cpu",
     json_file: JsonOption = None,
     quiet: QuietOption = False,
@@ -254,8 +284,27 @@ def evaluate_command(
         terminal.show(*judged(result))
 
 
-def _group_size(text: GroupSize) -> int | None:
-    return None if text == "channel" else int(text)
+def _wishes(**given: Any) -> dict[str, Any]:
+    """Return what was said of the recipe, in its own terms; what was not said is left out."""
+    wishes = {name: value for name, value in given.items() if value is not None}
+    for name in ("include", "exclude"):
+        wishes[name] = tuple(wishes.get(name, ()))
+    for name in ("group_size", "activation_group_size"):
+        if name in wishes:
+            wishes[name] = int(wishes[name]) if wishes[name].isdigit() else None
+    if wishes.get("form") == "integer":
+        wishes.setdefault("group_size", None)
+    if "max_overhead" in wishes:
+        wishes["max_overhead"] = _share(wishes["max_overhead"])
+    return wishes
+
+
+def _share(text: str) -> float:
+    """Return `5%` or `0.05` as a number."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"max_overhead is {text!r}", hint="write 5% or 0.05") from None
 
 
 def _check_places(*files: Path | None, source: Path | None = None) -> None:
@@ -265,23 +314,24 @@ def _check_places(*files: Path | None, source: Path | None = None) -> None:
 
 
 def _with_plan(
-    recipe: Recipe, shaping: Mapping[str, Any], file: Path | None, model: Path, terminal: Terminal
+    preset: Preset | None, wishes: dict[str, Any], file: Path | None, model: Path, terminal: Terminal
 ) -> tuple[Recipe, Plan | None]:
-    """Return the whole recipe, and the plan if one was given: it settles what the options in `shaping` would."""
-    given = {name: value for name, value in shaping.items() if value is not None}
+    """Return the whole recipe, and the plan if one was given: that has settled what shapes a plan."""
+    effort = dict(PRESETS[preset]) if preset else {}
     if file is None:
-        return dataclasses.replace(recipe, **given), None
+        return Recipe(**(effort | wishes)), None
+
+    from catonnx.graph.load import find
+    from catonnx.planfile import SHAPING, load_plan
+
+    given = [name for name in wishes if name in SHAPING]
     if given:
         names = ", ".join("--" + name.replace("_", "-") for name in given)
         raise UsageError(f"{names} and --plan contradict each other", hint="a plan has settled that already")
-
-    from catonnx.graph.load import find
-    from catonnx.planfile import load_plan
-
     saved = load_plan(file)
     if saved.digest != find(model).digest:
         terminal.note("the plan was made for another model; it is taken if it fits this one")
-    return saved.recipe(recipe), saved.plan
+    return Recipe(**(effort | wishes | dict(saved.shaping))), saved.plan
 
 
 def main() -> None:

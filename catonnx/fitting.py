@@ -1,9 +1,9 @@
-"""The aligning factor of one site, fitted to its moments and weights: ties and damping seen to."""
+"""The factors of one site, fitted to its moments and weights: ties and damping seen to."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,13 +13,71 @@ from catonnx.graph.sites import Site
 from catonnx.math.cat import cat_blocks, cat_scale, tied_mean, weight_moment
 from catonnx.math.factors import Blocks, Factor, Scale
 from catonnx.math.moments import Moments
+from catonnx.math.smoothing import smooth_scale
+from catonnx.math.wush import wush_blocks
+from catonnx.recipe import Recipe
 
 _DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
 """Tried in turn: as little as keeps the blocks invertible."""
 
 
+def fit_factors(
+    recipe: Recipe,
+    site: Site,
+    absorption: Absorption,
+    moments: Moments | None,
+    weights_of: Callable[[Site], Sequence[np.ndarray]],
+    block: int,
+) -> list[Factor]:
+    """Return what of a site's transform depends on data; a Hadamard matrix comes behind it.
+
+    Args:
+        recipe: Gives the transform.
+        site: Gives the width d and the name.
+        absorption: Says which channels are tied.
+        moments: Of the site's activation; not needed for `none` and `hadamard`.
+        weights_of: Returns the weights [d, N] that read it and are rounded, float64.
+        block: Width of the blocks of `cat` and `wush`.
+
+    Raises:
+        CalibrationError: if no damping makes the blocks invertible.
+    """
+    if recipe.transform in ("none", "hadamard"):
+        return []
+    assert moments is not None
+    if recipe.transform == "smoothquant":
+        return [_smoothing(absorption, moments, weights_of(site))]
+    return [fit_alignment(site, absorption, moments, weights_of(site), block, _SOLVERS[recipe.transform])]
+
+
+_SOLVERS = {"scale": cat_blocks, "cat": cat_blocks, "wush": wush_blocks}
+"""Transform -> what solves its blocks from the moments of both sides."""
+
+
+def _smoothing(absorption: Absorption, moments: Moments, weights: Sequence[np.ndarray]) -> Scale:
+    largest = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
+    sides = moments.maximum, largest
+    if absorption.width >= 1:
+        sides = _tied_maximum(sides[0], absorption.ties), _tied_maximum(sides[1], absorption.ties)
+    return Scale(smooth_scale(*sides))
+
+
+def _tied_maximum(vector: np.ndarray, ties: np.ndarray) -> np.ndarray:
+    """Return the maximum over each set of tied channels."""
+    _, numbers = np.unique(ties, return_inverse=True)
+    largest = np.zeros(numbers.max() + 1)
+    np.maximum.at(largest, numbers, vector)
+    spread: np.ndarray = largest[numbers]
+    return spread
+
+
 def fit_alignment(
-    site: Site, absorption: Absorption, moments: Moments, weights: Sequence[np.ndarray], block: int
+    site: Site,
+    absorption: Absorption,
+    moments: Moments,
+    weights: Sequence[np.ndarray],
+    block: int,
+    solve: Callable[[np.ndarray, np.ndarray, float], np.ndarray] = cat_blocks,
 ) -> Factor:
     """Solve for the aligning scale or blocks of one site.
 
@@ -29,6 +87,7 @@ def fit_alignment(
         moments: Of the site's activation, kept in blocks of a multiple of `block`.
         weights: Weights [d, N] that read it and are rounded, float64.
         block: Width of the blocks; 1 solves for a scaling.
+        solve: Returns blocks (n, k, k) from the moments of both sides and a damping.
 
     Raises:
         CalibrationError: if no damping makes the blocks invertible.
@@ -47,7 +106,7 @@ def fit_alignment(
     failure: ValueError | None = None
     for damping in _DAMPINGS:
         try:
-            return Blocks(cat_blocks(x_moment, w_moment, damping))
+            return Blocks(solve(x_moment, w_moment, damping))
         except ValueError as error:
             failure = error
     raise CalibrationError(

@@ -20,10 +20,11 @@ from catonnx.graph.sites import Site
 from catonnx.math.moments import Moments
 from catonnx.math.sqnr import concentration_w, concentration_x, decibels, output_energy
 from catonnx.pipeline import calibration_feeds, measure_sites
-from catonnx.plan import Plan, SitePlan, check_plan, describe, make_plan
+from catonnx.plan import check_plan, make_plan
 from catonnx.progress import Progress, silent
 from catonnx.quality import predict
 from catonnx.recipe import Recipe
+from catonnx.siteplan import Plan, SitePlan, describe
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from catonnx.analysis import MARK, Opened, analyse, check_something_to_do, check_weights, selected_weights
@@ -17,28 +16,34 @@ from catonnx.errors import OutputError, UsageError
 from catonnx.graph import load
 from catonnx.graph.outputs import with_outputs
 from catonnx.graph.save import RESULT_MARK, copy_companions, staged, write_beside, write_model
-from catonnx.graph.sites import Linear
 from catonnx.math.moments import Moments
-from catonnx.math.rounding import QuantizedWeight
 from catonnx.measures import Clock, bytes_of, peak_memory, versions
+from catonnx.outcome import observer, rows_of
 from catonnx.passes.absorb import Absorb, AbsorbedTransform
 from catonnx.passes.insert import Insert, OnlineTransform
-from catonnx.passes.quantize_weights import QuantizeWeights
+from catonnx.passes.integer_products import IntegerProducts
+from catonnx.passes.quantize_activations import QuantizeActivations
+from catonnx.passes.quantize_weights import Observer, QuantizeWeights, Rounder
 from catonnx.passes.relu_as_max import ReluAsMax
-from catonnx.plan import Plan, check_plan, describe, make_plan, moment_width
+from catonnx.plan import check_plan, make_plan, moment_width
 from catonnx.progress import Progress, silent
-from catonnx.quality import Prediction, RoundedSite, new_moment, predict
+from catonnx.quality import RoundedSite, predict
 from catonnx.recipe import SELF, Recipe
-from catonnx.report import Report, SiteRow
+from catonnx.report import Report
+from catonnx.rounders import Dampings, make_rounder
 from catonnx.runtime.calibrate import MomentRequest, measure
 from catonnx.runtime.compare import SitePair
 from catonnx.runtime.feeds import Feeds, graph_inputs
 from catonnx.runtime.samples import gather, shortened
 from catonnx.runtime.verify import Verifier
+from catonnx.siteplan import Plan, online_multiply_adds
 
 VERIFIED_RUNS = 2
 VERIFIED_TOKENS = 256
 """Calibration runs, and the tokens of each, on which source and result are compared."""
+
+KEPT_ROWS = 512
+"""Rows of every activation that calibration keeps, where ranges are searched or something is learned."""
 
 
 def optimize(
@@ -85,7 +90,7 @@ def optimize(
         graph_model, linears = opened.model, tuple(linear for site in opened.sites for linear in site.selected)
 
         with clock("calibrate"):
-            fits = plan is None and recipe.needs_moments
+            fits = recipe.needs_moments if plan is None else recipe.rounding in ("gptq", "sequential")
             feeds = calibration_feeds(
                 reference, source, opened, recipe, recipe.samples if fits else VERIFIED_RUNS, progress
             )
@@ -123,11 +128,13 @@ def optimize(
             )
 
         rounded: dict[str, RoundedSite] = {}
+        dampings: Dampings = {}
         if recipe.rounds:
             with clock("round"):
-                QuantizeWeights(linears, recipe, _weigher(opened, chosen, moments, rounded), progress)(graph_model)
-                if recipe.form == "qdq":
-                    ReluAsMax(linears)(graph_model)
+                rounder = make_rounder(
+                    opened, chosen, moments, recipe, feeds=feeds, scratch=work, dampings=dampings, progress=progress
+                )
+                write_rounded(opened, chosen, rounder, observer(opened, chosen, moments, rounded), progress)
             with clock("save"):
                 write_model(graph_model, stage / "model.onnx")
             with clock("verify"):
@@ -145,7 +152,7 @@ def optimize(
             out=str(out),
             digest=source.digest,
             recipe=recipe.to_json(),
-            sites=_rows(opened, chosen, predictions, rounded),
+            sites=rows_of(opened, chosen, predictions, rounded),
             left=opened.left_alone(),
             changed_caches=changed_caches,
             not_copied=not_copied,
@@ -154,6 +161,9 @@ def optimize(
             size_before=bytes_of(source.path.parent, [source.path.name, *locations]),
             size_after=bytes_of(stage, ["model.onnx", "model.onnx_data"]),
             peak_memory=peak_memory(),
+            multiply_adds=sum(linear.inputs * linear.outputs for linear in linears),
+            online_multiply_adds=sum(online_multiply_adds(item) for item in chosen.sites),
+            dampings=dampings,
             calibration_rows=max((item.count for item in moments.values()), default=0),
             versions=versions(),
             plan=chosen,
@@ -162,6 +172,21 @@ def optimize(
         shutil.rmtree(work)
         (stage / RESULT_MARK).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     return report
+
+
+def write_rounded(opened: Opened, plan: Plan, rounder: Rounder, observe: Observer, progress: Progress) -> None:
+    """Round a transformed model in place, in the form that its recipe wants."""
+    recipe, plans = opened.recipe, plan.by_site()
+    linears = tuple(linear for site in opened.sites for linear in site.selected)
+    grids = tuple((site, grid) for site in opened.sites if (grid := plans[site.name].grid) is not None)
+    if recipe.form == "integer":
+        IntegerProducts(grids, rounder, recipe.provider, observe, progress)(opened.model)
+        return
+    level = recipe.kernel_level
+    QuantizeWeights(linears, rounder, recipe.form, level, observe, progress)(opened.model)
+    QuantizeActivations(grids)(opened.model)
+    if recipe.form == "qdq":
+        ReluAsMax(linears)(opened.model)
 
 
 def _check_places(source: load.Source, out: Path) -> None:
@@ -196,7 +221,12 @@ def measure_sites(
 ) -> dict[str, Moments]:
     """Run the model up to its last site and sum up what flows into each."""
     requests = {
-        site.name: MomentRequest(site.name, site.width, moment_width(site.width, opened.absorptions[site.name], recipe))
+        site.name: MomentRequest(
+            site.name,
+            site.width,
+            moment_width(site.width, opened.absorptions[site.name], recipe),
+            KEPT_ROWS if recipe.needs_rows else 0,
+        )
         for site in opened.sites
     }
     cut = work / "calibrate.onnx"
@@ -208,9 +238,9 @@ def measure_sites(
 def _absorbed(opened: Opened, plan: Plan) -> tuple[AbsorbedTransform, ...]:
     plans = plan.by_site()
     return tuple(
-        AbsorbedTransform(site, opened.absorptions[site.name].writers, plans[site.name].absorbed)
+        AbsorbedTransform(site, absorption.writers, plans[site.name].absorbed, absorption.permutable)
         for site in opened.sites
-        if plans[site.name].absorbed
+        if plans[site.name].absorbed and (absorption := opened.absorptions[site.name])
     )
 
 
@@ -221,7 +251,7 @@ def _online(opened: Opened, plan: Plan) -> tuple[OnlineTransform, ...]:
 
 def _changed_caches(opened: Opened, plan: Plan) -> tuple[str, ...]:
     plans = plan.by_site()
-    changed = (opened.absorptions[site.name].caches for site in opened.sites if plans[site.name].absorbed)
+    changed = (opened.absorptions[site.name].changed_caches(plans[site.name].absorbed) for site in opened.sites)
     return tuple(dict.fromkeys(name for names in changed for name in names))
 
 
@@ -254,46 +284,3 @@ def _site_models(opened: Opened, plan: Plan, work: Path) -> tuple[Path, Path, li
         for site, old, new in zip(opened.sites, old_names, new_names, strict=True)
     ]
     return (*paths, pairs)
-
-
-def _weigher(
-    opened: Opened, plan: Plan, moments: Mapping[str, Moments], rounded: dict[str, RoundedSite]
-) -> Callable[[Linear, np.ndarray, QuantizedWeight], None]:
-    """Return what sums up signal, noise and size of every site while its linears are rounded."""
-    plans = plan.by_site()
-    site_of = {linear: site.name for site in opened.sites for linear in site.selected}
-
-    def observe(linear: Linear, weight: np.ndarray, quantized: QuantizedWeight) -> None:
-        name = site_of[linear]
-        total = rounded.setdefault(name, RoundedSite())
-        total.size += (quantized.codes.size + 1) // 2 + quantized.scales.nbytes
-        if name in moments:
-            total.add(new_moment(plans[name], moments[name]), weight, quantized.dequantize() - weight)
-
-    return observe
-
-
-def _rows(
-    opened: Opened, plan: Plan, predictions: Mapping[str, Prediction], rounded: Mapping[str, RoundedSite]
-) -> tuple[SiteRow, ...]:
-    plans = plan.by_site()
-    rows = []
-    for site in opened.sites:
-        own, prediction, result = plans[site.name], predictions.get(site.name), rounded.get(site.name, RoundedSite())
-        size = int(sum(linear.inputs * linear.outputs for linear in site.selected) * site.dtype.itemsize)
-        rows.append(
-            SiteRow(
-                site=site.name,
-                linears=tuple(linear.name for linear in site.selected),
-                shapes=tuple((linear.inputs, linear.outputs) for linear in site.selected),
-                absorbed=tuple(describe(factor) for factor in own.absorbed),
-                online=tuple(describe(factor) for factor in own.online),
-                why=own.why,
-                sqnr_before=prediction.before if prediction else None,
-                sqnr_after=prediction.after if prediction else None,
-                sqnr_weights=result.sqnr_db,
-                bytes_before=size,
-                bytes_after=result.size or size,
-            )
-        )
-    return tuple(rows)

@@ -8,120 +8,31 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from catonnx.errors import CalibrationError, UsageError
-from catonnx.fitting import fit_alignment
+from catonnx.fitting import fit_factors
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import Site
-from catonnx.math.factors import (
-    Blocks,
-    Factor,
-    FactorKind,
-    Hadamard,
-    Scale,
-    Transform,
-    transform_from_arrays,
-    transform_to_arrays,
-)
+from catonnx.math.activations import ActivationGrid, fixed_range, search_clip
+from catonnx.math.factors import Blocks, Factor, FactorKind, Hadamard, Kronecker, Permutation, Scale
 from catonnx.math.hadamard import largest_hadamard_order
 from catonnx.math.moments import Moments
 from catonnx.recipe import Recipe
+from catonnx.siteplan import Plan, SitePlan, describe
 
 WIDEST_FREE_BLOCK = 128
 """Blocks chosen by themselves are no wider than the paper's, even where a wider one could be absorbed."""
 
+NARROWEST_GROUP = 16
+"""Channels of an activation that may share a scale where the wanted number does not divide the width."""
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class SitePlan:
-    """What is done at one site.
+_BLOCKED = ("cat", "wush")
+"""Transforms that are fitted in blocks."""
 
-    Attributes:
-        site: Name of the activation.
-        absorbed: Factors that go into the nodes before the site, nearest the producer first.
-        online: Factors that stay as nodes, after those.
-        why: Why factors stay online, were left out or were narrowed; empty if there is nothing to say.
-    """
-
-    site: str
-    absorbed: tuple[Factor, ...]
-    online: tuple[Factor, ...]
-    why: str = ""
-
-    @property
-    def factors(self) -> tuple[Factor, ...]:
-        """All factors in order."""
-        return (*self.absorbed, *self.online)
-
-    def transform(self, width: int) -> Transform:
-        """Return the whole change of basis."""
-        return Transform(self.factors) if self.factors else Transform.identity(width)
-
-    def summary(self) -> dict[str, Any]:
-        """Return the choices without their numbers."""
-        return {
-            "absorbed": [describe(factor) for factor in self.absorbed],
-            "online": [describe(factor) for factor in self.online],
-            "why": self.why,
-        }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
-    """One `SitePlan` for each site that is changed or rounded, in graph order."""
-
-    sites: tuple[SitePlan, ...]
-
-    def by_site(self) -> dict[str, SitePlan]:
-        """Return the plans by site name."""
-        return {plan.site: plan for plan in self.sites}
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """Return arrays that `from_arrays` reads back, for an .npz file."""
-        arrays: dict[str, np.ndarray] = {"sites": np.array([plan.site for plan in self.sites], dtype=np.str_)}
-        for index, plan in enumerate(self.sites):
-            arrays[f"{index}.absorbed"] = np.array(len(plan.absorbed))
-            arrays[f"{index}.why"] = np.array(plan.why, dtype=np.str_)
-            if plan.factors:
-                arrays.update(
-                    {f"{index}.factor.{key}": a for key, a in transform_to_arrays(Transform(plan.factors)).items()}
-                )
-        return arrays
-
-    @staticmethod
-    def from_arrays(arrays: Mapping[str, np.ndarray]) -> Plan:
-        """Rebuild a plan from what `to_arrays` returned.
-
-        Raises:
-            UsageError: if the arrays are no plan.
-        """
-        try:
-            return Plan(
-                tuple(_site_from_arrays(arrays, index, str(name)) for index, name in enumerate(arrays["sites"]))
-            )
-        except (KeyError, ValueError, TypeError) as error:
-            raise UsageError(f"this is no plan: {error}", hint="write one with --save-plan") from error
-
-
-def _site_from_arrays(arrays: Mapping[str, np.ndarray], index: int, name: str) -> SitePlan:
-    prefix = f"{index}.factor."
-    own = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
-    factors = transform_from_arrays(own).factors if own else ()
-    absorbed = int(arrays[f"{index}.absorbed"])
-    return SitePlan(name, factors[:absorbed], factors[absorbed:], str(arrays[f"{index}.why"]))
-
-
-def describe(factor: Factor) -> str:
-    """Return a factor in a word or two."""
-    match factor:
-        case Scale():
-            return "scale"
-        case Blocks():
-            return f"blocks {factor.matrices.shape[1]}"
-        case Hadamard():
-            return f"hadamard {factor.order}"
+RANGE_ROWS = 256
+"""Rows on which the range of an activation is searched."""
 
 
 def block_width(width: int, absorption: Absorption, recipe: Recipe) -> int:
@@ -130,8 +41,10 @@ def block_width(width: int, absorption: Absorption, recipe: Recipe) -> int:
     Without a wish it is the widest block that the producers take up for free, at most `WIDEST_FREE_BLOCK`; a wish that
     does not divide the width is narrowed to the largest divisor.
     """
-    if recipe.transform != "cat":
+    if recipe.transform not in _BLOCKED:
         return 1
+    if recipe.transform == "wush" and recipe.block_size is None:
+        return max(k for k in range(1, min(recipe.group_size or WIDEST_FREE_BLOCK, width) + 1) if width % k == 0)
     if recipe.block_size is None:
         if absorption.width <= WIDEST_FREE_BLOCK:
             return max(1, absorption.width)
@@ -141,15 +54,28 @@ def block_width(width: int, absorption: Absorption, recipe: Recipe) -> int:
 
 def moment_width(width: int, absorption: Absorption, recipe: Recipe) -> int:
     """Return how wide the diagonal blocks of x^T x must be kept for the plan of a site."""
-    return block_width(width, absorption, recipe) if recipe.needs_moments else 1
+    if recipe.needs_whole_moments:
+        return width
+    if not recipe.needs_moments:
+        return 1
+    return block_width(width, absorption, recipe)
 
 
 def hadamard_order(width: int, recipe: Recipe) -> int:
     """Return the order of the Hadamard matrix at a site, 1 for none."""
-    if recipe.transform not in ("hadamard", "cat"):
-        return 1
-    wanted = min(recipe.hadamard_size or recipe.group_size or width, width)
-    return largest_hadamard_order(math.gcd(wanted, width))
+    return largest_hadamard_order(math.gcd(wanted_hadamard(width, recipe), width)) if _mixes(recipe) else 1
+
+
+def wanted_hadamard(width: int, recipe: Recipe) -> int:
+    """Return the width that a Hadamard matrix should have: that of the widest group with one scale."""
+    groups = [recipe.group_size or width]
+    if recipe.activation_bits is not None:
+        groups.append(width if recipe.activations == "static" else recipe.activation_group_size or width)
+    return min(recipe.hadamard_size or max(groups), width)
+
+
+def _mixes(recipe: Recipe) -> bool:
+    return recipe.transform in ("hadamard", "cat")
 
 
 def make_plan(
@@ -173,9 +99,10 @@ def make_plan(
     """
     plans = []
     for site in sites:
-        absorption = absorptions[site.name]
-        factors, notes = _factors(recipe, site, absorption, moments.get(site.name), weights_of)
-        plans.append(_place(recipe, site, absorption, factors, notes))
+        absorption, measured = absorptions[site.name], moments.get(site.name)
+        factors, notes = _factors(recipe, site, absorption, measured, weights_of)
+        placed = _place(recipe, site, absorption, factors, notes)
+        plans.append(_with_grid(recipe, site, placed, measured))
     return Plan(tuple(plans))
 
 
@@ -186,22 +113,41 @@ def _factors(
     moments: Moments | None,
     weights_of: Callable[[Site], Sequence[np.ndarray]],
 ) -> tuple[list[Factor], list[str]]:
-    factors: list[Factor] = []
     notes: list[str] = []
     block = block_width(site.width, absorption, recipe)
-    if recipe.block_size is not None and recipe.transform == "cat" and block != min(recipe.block_size, site.width):
+    if recipe.block_size is not None and recipe.transform in _BLOCKED and block != min(recipe.block_size, site.width):
         notes.append(f"blocks narrowed to {block}, a divisor of {site.width}")
-    if recipe.needs_moments:
-        if moments is None or moments.count == 0:
-            raise CalibrationError("no activation was measured", where=f"site {site.name}")
-        factors.append(fit_alignment(site, absorption, moments, weights_of(site), block))
-    order = hadamard_order(site.width, recipe)
-    wanted = min(recipe.hadamard_size or recipe.group_size or site.width, site.width)
-    if recipe.transform in ("hadamard", "cat") and order != wanted:
+    if recipe.needs_moments and (moments is None or moments.count == 0):
+        raise CalibrationError("no activation was measured", where=f"site {site.name}")
+    factors = fit_factors(recipe, site, absorption, moments, weights_of, block)
+    order, wanted = hadamard_order(site.width, recipe), wanted_hadamard(site.width, recipe)
+    if _mixes(recipe) and order != wanted:
         notes.append(f"no Hadamard matrix of width {wanted} tiles {site.width} channels; {order} does")
     if order > 1:
         factors.append(Hadamard(site.width, order))
     return factors, notes
+
+
+def _with_grid(recipe: Recipe, site: Site, plan: SitePlan, moments: Moments | None) -> SitePlan:
+    """Add how the activation is rounded: its range is searched on the rows of calibration, in the new basis."""
+    bits = recipe.activation_bits
+    if bits is None:
+        return plan
+    group, note = recipe.activation_group_size, ""
+    if group is not None and site.width % group:
+        narrowed = math.gcd(group, site.width)
+        group = narrowed if narrowed >= NARROWEST_GROUP else None
+        note = f"no groups of {recipe.activation_group_size} tile {site.width} channels; " + (
+            f"groups of {group} do" if group else "one scale per token instead"
+        )
+    grid = ActivationGrid(bits, recipe.activation_range == "symmetric", group, recipe.clip or 1.0)
+    if recipe.needs_rows and (recipe.activations == "static" or recipe.clip is None):
+        if moments is None or not len(moments.rows):
+            raise CalibrationError("no rows of the activation were kept", where=f"site {site.name}")
+        step = -(-len(moments.rows) // RANGE_ROWS)
+        rows = plan.transform(site.width).apply(moments.rows[::step]).astype(np.float32)
+        grid = fixed_range(rows, grid) if recipe.activations == "static" else search_clip(rows, grid)
+    return dataclasses.replace(plan, grid=grid, why="; ".join(filter(None, [plan.why, note])))
 
 
 def _place(recipe: Recipe, site: Site, absorption: Absorption, factors: list[Factor], notes: list[str]) -> SitePlan:
@@ -235,6 +181,12 @@ def fits(factor: Factor, absorption: Absorption) -> bool:
         case FactorKind.HADAMARD:
             assert isinstance(factor, Hadamard)
             return absorption.width > 1 and absorption.width % factor.order == 0
+        case FactorKind.PERMUTATION:
+            assert isinstance(factor, Permutation)
+            return absorption.can_permute(factor.order)
+        case FactorKind.KRONECKER:
+            assert isinstance(factor, Kronecker)
+            return absorption.width == factor.width
 
 
 def _alike(rows: np.ndarray, ties: np.ndarray) -> bool:

@@ -18,14 +18,27 @@ import numpy as np
 
 from catonnx.errors import UsageError
 from catonnx.files import write_whole
-from catonnx.plan import Plan
 from catonnx.recipe import Recipe
+from catonnx.siteplan import Plan
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout."""
 
-SHAPING = ("transform", "block_size", "hadamard_size", "online")
-"""What of a recipe has become factors: a saved plan brings its own."""
+SHAPING = (
+    "scheme",
+    "transform",
+    "block_size",
+    "hadamard_size",
+    "online",
+    "max_overhead",
+    "activations",
+    "activation_range",
+    "activation_group_size",
+    "clip",
+    "keep_8bit",
+    "target_bits",
+)
+"""What of a recipe has become factors, bits and ranges: a saved plan brings its own."""
 
 _HEADER = "about"
 _HINT = "write one with --save-plan"

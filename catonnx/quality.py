@@ -12,16 +12,27 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from catonnx.graph.sites import Site
-from catonnx.math.merging import in_blocks, mixing_width, widened
+from catonnx.math.factors import Hadamard
+from catonnx.math.merging import changed_moment, mixing_width, widened
 from catonnx.math.moments import Moments
-from catonnx.math.sqnr import concentration_w, decibels, output_energy, predicted_sqnr_db
-from catonnx.plan import Plan, SitePlan
+from catonnx.math.sqnr import (
+    concentration_rows,
+    concentration_w,
+    decibels,
+    output_energy,
+    predicted_sqnr_db,
+)
 from catonnx.recipe import Recipe
+from catonnx.siteplan import Plan, SitePlan
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Predicted SQNR in dB of a site's outputs, weights rounded to 4 bits, before and after the change of basis."""
+    """Predicted SQNR in dB of a site's outputs before and after the change of basis.
+
+    Weights are rounded, and the activation too where the plan has a grid for it; its ranges are those of the rows that
+    calibration kept, nothing cut off.
+    """
 
     before: float
     after: float
@@ -34,10 +45,12 @@ class RoundedSite:
     Attributes:
         noise: For each linear the energy of the error in its outputs, in units of the energy of the outputs. Linears of
             one site cannot be summed up before that: one of them may have taken up the scale of a site further on.
+        output_noise: The same of weights and activation rounded together, measured on the rows that calibration kept.
         size: Bytes of codes and scales.
     """
 
     noise: list[float] = dataclasses.field(default_factory=list)
+    output_noise: list[float] = dataclasses.field(default_factory=list)
     size: int = 0
 
     def add(self, moment: np.ndarray, weight: np.ndarray, error: np.ndarray) -> None:
@@ -46,10 +59,24 @@ class RoundedSite:
         if signal > 0:
             self.noise.append(output_energy(moment, error) / signal)
 
+    def add_outputs(self, rows: np.ndarray, read: np.ndarray, weight: np.ndarray, rounded: np.ndarray) -> None:
+        """Take in one linear: rows [n, d] of the activation and what is read instead, its weight and that rounded."""
+        exact = rows @ weight
+        signal = float(np.vdot(exact, exact))
+        if signal > 0:
+            for noises, seen in ((self.noise, rows), (self.output_noise, read)):
+                error = seen @ rounded - exact
+                noises.append(float(np.vdot(error, error)) / signal)
+
     @property
     def sqnr_db(self) -> float | None:
         """Mean over the linears, in dB; None if no moments were measured."""
         return decibels(len(self.noise), sum(self.noise)) if self.noise else None
+
+    @property
+    def output_sqnr_db(self) -> float | None:
+        """Mean over the linears of weights and activation rounded together, in dB; None if no rows were kept."""
+        return decibels(len(self.output_noise), sum(self.output_noise)) if self.output_noise else None
 
 
 def new_moment(plan: SitePlan, moments: Moments) -> np.ndarray:
@@ -68,9 +95,17 @@ def new_moment(plan: SitePlan, moments: Moments) -> np.ndarray:
         block = moments.width
     moment = widened(moments.second_moment(), block)
     for factor in plan.factors:
-        matrices = in_blocks(factor, block)
-        moment = matrices.transpose(0, 2, 1) @ moment @ matrices
+        moment = changed_moment(moment, factor)
     return moment
+
+
+def _new_energy(plan: SitePlan, moments: Moments) -> float:
+    """Return E|x'|^2 of an activation in its new basis; a Hadamard matrix at the end does not change it."""
+    factors = list(plan.factors)
+    while factors and isinstance(factors[-1], Hadamard):
+        factors.pop()
+    changing = dataclasses.replace(plan, absorbed=tuple(factors), online=())
+    return float(np.trace(new_moment(changing, moments), axis1=1, axis2=2).sum())
 
 
 def predict(
@@ -102,12 +137,25 @@ def predict(
         changed = own.transform(site.width).solve(weight)
         x_energy = (
             float(measured.diagonal().sum()),
-            float(np.trace(new_moment(own, measured), axis1=1, axis2=2).sum()),
+            _new_energy(own, measured),
         )
         signal = output_energy(measured.second_moment(), weight)
+        rows = measured.rows[: own.grid is not None and len(measured.rows)]
+        moved: np.ndarray = own.transform(site.width).apply(rows)
         before, after = (
-            predicted_sqnr_db(signal / (x * float(np.vdot(w, w))), concentration_w(w, recipe.group_size))
-            for x, w in zip(x_energy, (weight, changed), strict=True)
+            predicted_sqnr_db(
+                signal / (energy * float(np.vdot(basis, basis))),
+                concentration_w(basis, recipe.group_size),
+                _concentration(own, seen),
+                weight_bits=own.bits,
+                activation_bits=own.grid.bits if own.grid else 4,
+            )
+            for energy, basis, seen in zip(x_energy, (weight, changed), (rows, moved), strict=True)
         )
         result[site.name] = Prediction(before, after)
     return result
+
+
+def _concentration(plan: SitePlan, rows: np.ndarray) -> float | None:
+    """Return C(x) of rows; None if the activation is not rounded or no rows were kept."""
+    return concentration_rows(rows, plan.grid.group_size, plan.grid.symmetric) if plan.grid and len(rows) else None

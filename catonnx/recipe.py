@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
 from catonnx.errors import UsageError
 
-Scheme = Literal["w4a16", "float"]
-TransformName = Literal["none", "scale", "hadamard", "cat"]
-Form = Literal["qdq", "nbits"]
+Scheme = Literal["w4a16", "w4a8", "w4a4", "float"]
+TransformName = Literal["none", "smoothquant", "scale", "hadamard", "cat", "wush", "spinquant", "flatquant"]
+Form = Literal["qdq", "nbits", "integer"]
 Online = Literal["all", "none"]
 Provider = Literal["cpu", "cuda"]
 Caches = Literal["transformed", "exact"]
-Rounding = Literal["nearest", "mse"]
+Rounding = Literal["nearest", "mse", "gptq", "sequential"]
+Scales = Literal["signed", "positive"]
+Activations = Literal["dynamic", "static"]
+ActivationRange = Literal["asymmetric", "symmetric"]
+Preset = Literal["fast", "balanced", "best"]
 
 GROUP_SIZES = (16, 32, 64, 128, 256)
 SELF = "self"
@@ -25,18 +30,35 @@ class Recipe:
     """One optimization, as asked for.
 
     Attributes:
-        scheme: `w4a16` rounds weights to int4; `float` applies the transforms and rounds nothing.
+        scheme: `w4a16` rounds weights to int4, `w4a8` and `w4a4` activations too, to 8 or 4 bits; `float` applies the
+            transforms and rounds nothing.
         group_size: Rows of a weight that share a scale; None for one scale per output channel.
-        transform: `none`, `scale` (aligning scales), `hadamard`, or `cat` (alignment, then a Hadamard matrix).
-        block_size: Width of CAT's blocks; 1 is a scaling. None takes the widest block that costs nothing at run time.
-        hadamard_size: Width of the Hadamard matrix. None takes the group size, or the whole width without groups.
+        transform: `none`; `smoothquant`, scales from maxima; `scale`, aligning scales; `hadamard`; `cat`, alignment in
+            blocks, then a Hadamard matrix; `wush`, the same alignment with another orthogonal factor, block by block;
+            `spinquant` and `flatquant`, learned per site (they need torch).
+        block_size: Width of the blocks of `cat` and `wush`; 1 is a scaling. None takes the widest block that costs
+            nothing at run time (`wush`: the group size).
+        hadamard_size: Width of the Hadamard matrix. None takes the widest group that shares a scale: the group size
+            without rounded activations, the whole width where tokens or output channels share one.
         online: Whether factors that cannot be absorbed stay as nodes (`all`) or are left out (`none`).
+        max_overhead: Multiply-adds of those nodes, as a part of those of the linears: narrower blocks and Hadamard
+            matrices are taken where that costs least, until they fit. None sets no bound.
         caches: Whether attention caches may be handed out in a changed basis (`transformed`) or stay `exact`.
-        rounding: `mse` searches scale and sign of every group, `nearest` takes the largest magnitude.
+        rounding: How weights are rounded: `mse` searches the scale of every group, `nearest` takes the largest
+            magnitude; `gptq` lets rows make up for each other, by the moments of calibration; `sequential` does it site
+            by site and makes up for the sites before, too.
+        damping: Of `gptq` and `sequential`, in units of the mean square of a channel: how little to trust the text.
+        scales: Whether scales of weights may be negative (`signed`), so that the largest magnitude maps to -8.
+        activations: `dynamic` finds the range of every token as it comes, `static` takes it from calibration.
+        activation_range: `asymmetric` runs from the smallest to the largest number, `symmetric` has zero in the middle.
+        activation_group_size: Channels of a token that share a scale; None for the whole token.
+        clip: Part of the range of activations that is kept; None searches it for every site.
+        keep_8bit: Number of sites whose weights and activations keep 8 bits: those where 4 hurt most.
+        target_bits: Mean bits of a weight, between 4 and 8: as many sites keep 8 bits as that allows.
         calibration: A .txt or .npz file, or `self`; None takes `self`.
         samples: Number of calibration sequences.
         seq_len: Tokens in each.
-        form: `qdq` writes DequantizeLinear (standard ONNX), `nbits` writes MatMulNBits.
+        form: `qdq` writes DequantizeLinear (standard ONNX), `nbits` writes MatMulNBits, `integer` MatMulInteger.
         accuracy_level: Of MatMulNBits (form `nbits`): 0 computes in the activation's type, 4 in int8.
         include: Shell patterns of node names to round; empty for all.
         exclude: Shell patterns of node names to leave in float.
@@ -54,8 +76,17 @@ class Recipe:
     block_size: int | None = None
     hadamard_size: int | None = None
     online: Online = "all"
+    max_overhead: float | None = None
     caches: Caches = "transformed"
     rounding: Rounding = "mse"
+    damping: float = 0.1
+    scales: Scales = "signed"
+    activations: Activations = "dynamic"
+    activation_range: ActivationRange = "asymmetric"
+    activation_group_size: int | None = None
+    clip: float | None = None
+    keep_8bit: int = 0
+    target_bits: float | None = None
     calibration: str | None = None
     samples: int = 32
     seq_len: int = 512
@@ -71,23 +102,108 @@ class Recipe:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} is {getattr(self, name)!r}", hint=f"choose one of {', '.join(choices)}")
-        if self.group_size is not None and self.group_size not in GROUP_SIZES:
-            raise UsageError(f"group_size is {self.group_size}", hint=f"choose one of {GROUP_SIZES} or channel")
-        if self.block_size is not None and self.block_size < 1:
-            raise UsageError(f"block_size is {self.block_size}", hint="1 is a scaling, larger widths mix channels")
-        if self.hadamard_size is not None and self.hadamard_size < 1:
-            raise UsageError(f"hadamard_size is {self.hadamard_size}", hint="1 leaves it out")
-        if self.samples < 1 or self.seq_len < 2:
-            raise UsageError(
-                f"{self.samples} samples of {self.seq_len} tokens calibrate nothing", hint="take 1 x 2 at least"
+        for broken, what, hint in (*self._out_of_range(), *self._contradictions()):
+            if broken:
+                raise UsageError(what, hint=hint)
+
+    def _out_of_range(self) -> Iterator[tuple[bool, str, str]]:
+        for name, whole in (("group_size", "channel"), ("activation_group_size", "token")):
+            value = getattr(self, name)
+            yield (
+                value is not None and value not in GROUP_SIZES,
+                f"{name} is {value}",
+                f"choose one of {GROUP_SIZES} or {whole}",
             )
-        if self.accuracy_level not in range(5):
-            raise UsageError(f"accuracy_level is {self.accuracy_level}", hint="ONNX Runtime knows 0 to 4")
-        if self.accuracy_level and self.form != "nbits":
-            raise UsageError(
-                "accuracy_level belongs to form nbits",
-                hint="for form qdq set the session option session.qdq_matmulnbits_accuracy_level at run time",
-            )
+        yield (
+            self.block_size is not None and self.block_size < 1,
+            f"block_size is {self.block_size}",
+            "1 is a scaling, larger widths mix channels",
+        )
+        yield (
+            self.hadamard_size is not None and self.hadamard_size < 1,
+            f"hadamard_size is {self.hadamard_size}",
+            "1 leaves it out",
+        )
+        yield (
+            self.samples < 1 or self.seq_len < 2,
+            f"{self.samples} samples of {self.seq_len} tokens calibrate nothing",
+            "take 1 x 2 at least",
+        )
+        yield (
+            self.accuracy_level not in range(5),
+            f"accuracy_level is {self.accuracy_level}",
+            "ONNX Runtime knows 0 to 4",
+        )
+        yield (
+            self.clip is not None and not 0 < self.clip <= 1,
+            f"clip is {self.clip}",
+            "it is the part of a range that is kept: above 0, at most 1; leave it out to have it searched",
+        )
+        yield (
+            self.max_overhead is not None and not self.max_overhead >= 0,
+            f"max_overhead is {self.max_overhead}",
+            "0.05 allows 5 % more multiply-adds",
+        )
+        yield not 0 <= self.damping <= 10, f"damping is {self.damping}", "0.1 is usual, 10 trusts no measurement at all"
+        yield self.keep_8bit < 0, f"keep_8bit is {self.keep_8bit}", "it is a number of sites"
+        yield (
+            self.target_bits is not None and not 4 <= self.target_bits <= 8,
+            f"target_bits is {self.target_bits}",
+            "choose a mean from 4 to 8 bits",
+        )
+
+    def _contradictions(self) -> Iterator[tuple[bool, str, str]]:
+        integer, nbits = self.form == "integer", self.form == "nbits"
+        yield (
+            bool(self.accuracy_level) and not nbits,
+            "accuracy_level belongs to form nbits",
+            "for form qdq set the session option session.qdq_matmulnbits_accuracy_level at run time",
+        )
+        yield (
+            integer and self.scheme == "w4a16",
+            "form integer multiplies integers, and scheme w4a16 leaves activations in float",
+            "choose scheme w4a8 or w4a4, or form qdq",
+        )
+        yield (
+            integer and self.group_size is not None,
+            f"form integer cannot scale groups of {self.group_size} rows within one integer product",
+            "choose group_size channel, or form qdq",
+        )
+        yield (
+            integer and self.activation_group_size is not None,
+            f"form integer cannot scale groups of {self.activation_group_size} channels within one integer product",
+            "leave activation_group_size out, or choose form qdq",
+        )
+        yield (
+            nbits and self.scheme == "w4a4",
+            "MatMulNBits cannot round activations to 4 bits",
+            "choose form qdq or integer",
+        )
+        yield (
+            nbits and self.scheme == "w4a8" and self.provider != "cpu",
+            "MatMulNBits rounds activations to 8 bits on the CPU only",
+            "choose form qdq or integer for CUDA",
+        )
+        yield (
+            nbits and self.scheme == "w4a8" and self.accuracy_level not in (0, 4),
+            f"accuracy_level {self.accuracy_level} does not round activations to 8 bits",
+            "leave it out, or choose scheme w4a16",
+        )
+        yield (
+            self.activations == "static" and not self.rounds_activations,
+            f"scheme {self.scheme} rounds no activations, so they have no static range",
+            "choose scheme w4a8 or w4a4",
+        )
+        yield (
+            self.activations == "static" and self.activation_group_size is not None,
+            "a static range is one for all channels",
+            "leave activation_group_size out, or choose dynamic activations",
+        )
+        yield (
+            self.target_bits is not None and bool(self.keep_8bit),
+            "keep_8bit and target_bits both say how many sites keep 8 bits",
+            "give one of them",
+        )
 
     @property
     def rounds(self) -> bool:
@@ -95,9 +211,44 @@ class Recipe:
         return self.scheme != "float"
 
     @property
+    def activation_bits(self) -> Literal[4, 8] | None:
+        """Bits of activations in nodes of our own; None where they stay in float or the kernel of nbits rounds them."""
+        if self.form == "nbits":
+            return None
+        return {"w4a8": 8, "w4a4": 4}.get(self.scheme)  # type: ignore[return-value]
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether activations are rounded, by nodes of ours or in a kernel."""
+        return self.scheme in ("w4a8", "w4a4")
+
+    @property
+    def kernel_level(self) -> int:
+        """The accuracy level that form nbits writes."""
+        return 4 if self.scheme == "w4a8" else self.accuracy_level
+
+    @property
+    def learns(self) -> bool:
+        """Whether the transform is trained (with torch)."""
+        return self.transform in ("spinquant", "flatquant")
+
+    @property
     def needs_moments(self) -> bool:
-        """Whether the transform is fitted to activations."""
-        return self.transform in ("scale", "cat")
+        """Whether anything is fitted to activations."""
+        fitted = self.transform not in ("none", "hadamard")
+        kept = bool(self.keep_8bit) or self.target_bits is not None
+        sequential = self.rounding == "sequential"
+        return fitted or self.needs_rows or self.needs_whole_moments or kept or sequential or bool(self.max_overhead)
+
+    @property
+    def needs_whole_moments(self) -> bool:
+        """Whether products of all pairs of channels are needed, not only within blocks."""
+        return self.rounding == "gptq"
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether some rows of every activation are kept: to find ranges, and to learn from."""
+        return self.activation_bits is not None or self.learns
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as plain data."""
@@ -110,6 +261,16 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "online": get_args(Online),
     "caches": get_args(Caches),
     "rounding": get_args(Rounding),
+    "scales": get_args(Scales),
+    "activations": get_args(Activations),
+    "activation_range": get_args(ActivationRange),
     "form": get_args(Form),
     "provider": get_args(Provider),
 }
+
+PRESETS: Mapping[Preset, Mapping[str, Any]] = {
+    "fast": {"transform": "hadamard", "rounding": "mse", "clip": 1.0},
+    "balanced": {},
+    "best": {"rounding": "sequential"},
+}
+"""What each effort sets; whatever else is said goes before it."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from catonnx.naming import kind_of
-from catonnx.plan import Plan
+from catonnx.siteplan import Plan
 
 FORMAT = 1
 """Version of the JSON layout; it grows when a key changes its meaning or goes away."""
@@ -27,9 +27,13 @@ class SiteRow:
         why: Notes of the plan.
         sqnr_before: Predicted SQNR in dB of rounding the weights as they were; None if nothing was measured.
         sqnr_after: The same in the new basis.
-        sqnr_weights: The same for the weights as they were really rounded: mean over the linears, in dB. All three see
-            the activation through the diagonal blocks of its second moment only; what reaches the outputs stands under
-            `verification`.
+        sqnr_weights: The same for the weights as they were really rounded: mean over the linears, in dB. Without kept
+            rows all three see the activation through the diagonal blocks of its second moment only; what reaches the
+            outputs stands under `verification`.
+        sqnr_outputs: SQNR in dB of the outputs, weights and activation rounded, measured on rows that calibration kept;
+            None if it kept none.
+        bits: Of the weights.
+        activation: How the activation is rounded, empty if it is not.
         bytes_before: Size of the weights.
         bytes_after: Size of codes and scales.
     """
@@ -43,6 +47,9 @@ class SiteRow:
     sqnr_before: float | None
     sqnr_after: float | None
     sqnr_weights: float | None
+    sqnr_outputs: float | None
+    bits: int
+    activation: str
     bytes_before: int
     bytes_after: int
 
@@ -64,6 +71,8 @@ class KindRow:
     sqnr_before: float | None
     sqnr_after: float | None
     sqnr_weights: float | None
+    sqnr_outputs: float | None
+    bits: str
     bytes_before: int
     bytes_after: int
 
@@ -86,6 +95,9 @@ class Report:
         size_before: Bytes of the source model with its data.
         size_after: Bytes of the result.
         peak_memory: Largest resident memory of the process so far, in bytes.
+        multiply_adds: Of the linears, per token.
+        online_multiply_adds: Of the factors that run as nodes, per token.
+        dampings: Sites whose second moment needed more damping than asked for, and how much it got.
         calibration_rows: Rows that the moments were summed over.
         versions: Versions of everything that had a hand in it.
         plan: The plan that was applied; not part of the JSON.
@@ -104,6 +116,9 @@ class Report:
     size_before: int
     size_after: int
     peak_memory: int
+    multiply_adds: int
+    online_multiply_adds: int
+    dampings: dict[str, float]
     calibration_rows: int
     versions: dict[str, str]
     plan: Plan = dataclasses.field(repr=False)
@@ -123,6 +138,8 @@ class Report:
                 _mean([row.sqnr_before for row in rows]),
                 _mean([row.sqnr_after for row in rows]),
                 _mean([row.sqnr_weights for row in rows]),
+                _mean([row.sqnr_outputs for row in rows]),
+                " ".join(dict.fromkeys(f"{row.bits}{row.activation and '/' + row.activation}" for row in rows)),
                 sum(row.bytes_before for row in rows),
                 sum(row.bytes_after for row in rows),
             )

@@ -5,7 +5,9 @@
       m > 64         the same with two small matrices: H_m = H_a kron H_b
     blocks k         Reshape [..., d/k, k], Transpose, MatMul batched over blocks, Transpose, Reshape back
       k = d          one MatMul
-  rank unknown   rows are joined, [-1, d/m, m] or [-1, d/k, k], and a Shape node gives them back their axes
+    permutation      Gather on the last axis: 1.7 ms for 128 rows of 1536 where blocks of 64 take 0.3 on one CPU core
+    kronecker a, b   Reshape [..., a, b], MatMul by the second, MatMul by the first from the left, Reshape back
+  rank unknown   rows are joined, [-1, d/m, m], [-1, d/k, k] or [-1, a, b], and a Shape node gives them back their axes
 
 The inverse goes into the weights behind, so the function of the model does not change. Neighbouring factors that fit
 one matrix per block are multiplied out first.
@@ -23,7 +25,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from catonnx.graph.edits import Names, Step, add_constant, insert_before
 from catonnx.graph.shapes import Shapes
 from catonnx.graph.sites import Site
-from catonnx.math.factors import Blocks, Factor, Hadamard, Scale, Transform
+from catonnx.math.factors import Blocks, Factor, Hadamard, Kronecker, Permutation, Scale, Transform
 from catonnx.math.hadamard import hadamard_matrix, kronecker_pair
 from catonnx.math.merging import merged
 from catonnx.passes.absorb import undo_in_readers
@@ -83,6 +85,11 @@ class _Nodes:
                 return self._hadamard(factor)
             case Blocks():
                 return self._blocks(factor.matrices)
+            case Permutation():
+                order = add_constant(self.graph, self.names, f"{self.site.name}/cat/order", np.array(factor.order))
+                return [self._step("permute", "Gather", [None, order], axis=-1)]
+            case Kronecker():
+                return self._kronecker(factor)
 
     @property
     def _rank(self) -> int | None:
@@ -111,6 +118,14 @@ class _Nodes:
             self._step("blocks_first", "Transpose", [None], perm=to_front),
             self._step("transform", "MatMul", [None, self._constant("transform", weight)]),
             self._step("blocks_last", "Transpose", [None], perm=to_back),
+            self._join(),
+        ]
+
+    def _kronecker(self, factor: Kronecker) -> list[Step]:
+        return [
+            self._split([len(factor.first), len(factor.second)]),
+            self._step("transform", "MatMul", [None, self._constant("transform", factor.second)]),
+            self._step("transform_outer", "MatMul", [self._constant("transform_outer", factor.first.T), None]),
             self._join(),
         ]
 

@@ -1,8 +1,9 @@
-"""Round the weights of selected linears to int4 and write them in the form that ONNX Runtime fuses.
+"""Round the weights of selected linears to 4 or 8 bits and write them in the form that ONNX Runtime fuses.
 
     qdq      MatMul(x, W)  ->  MatMul(x, DequantizeLinear(W_int4 [K, N], scale [K / group, N], axis=0, block_size))
     nbits    MatMul(x, W)  ->  com.microsoft.MatMulNBits(x, W_uint4 [N, K / group, group / 2], scale [N * K / group])
 
+Weights of 8 bits are int8 [K, N], or uint8 [N, K / group, group]; ONNX Runtime fuses the former to MatMulNBits as well.
 The zero point is left out: the scale carries the sign, so -8 to 7 is used whole. Each MatMul has a DequantizeLinear of
 its own, because ONNX Runtime does not fuse a shared one.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -20,9 +22,15 @@ from catonnx.errors import ModelError
 from catonnx.graph.constants import constant_shape, constant_type
 from catonnx.graph.edits import Names, add_constant, dequantizer, float64_of
 from catonnx.graph.sites import Linear
-from catonnx.math.rounding import QuantizedWeight, quantize_weight
+from catonnx.math.rounding import QuantizedWeight
+from catonnx.passes._weight_codes import codes_tensor, nbits_arrays
 from catonnx.progress import Progress, silent
-from catonnx.recipe import Recipe
+
+Rounder: TypeAlias = Callable[[Linear, np.ndarray, ir.DataType], QuantizedWeight]
+"""Rounds the weight [K, N] (float64) of a linear; the type is the one that its scales will be stored in."""
+
+Observer: TypeAlias = Callable[[Linear, np.ndarray, QuantizedWeight], None]
+"""Is told the weight [K, N] (float64) of a linear and what it was rounded to."""
 
 _BLOCK_OF_CHANNEL = 128
 """MatMulNBits has no scale per output channel: it is repeated for blocks of this many rows."""
@@ -34,53 +42,63 @@ class QuantizeWeights(ir.passes.InPlacePass):
 
     Attributes:
         linears: Linears of the model with an initializer [K, N] of their own.
-        recipe: Group size, rounding and form.
+        rounder: Chooses bits, groups, scales and codes.
+        form: `qdq` or `nbits`.
+        accuracy_level: Written into MatMulNBits (form nbits).
         observe: Called for each linear with the weight in float64 and what it was rounded to.
         progress: Told after each linear.
     """
 
     linears: tuple[Linear, ...]
-    recipe: Recipe
-    observe: Callable[[Linear, np.ndarray, QuantizedWeight], None] | None = None
+    rounder: Rounder
+    form: Literal["qdq", "nbits"] = "qdq"
+    accuracy_level: int = 0
+    observe: Observer | None = None
     progress: Progress = silent
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Round and rewrite every linear."""
         names = Names(model.graph)
-        write = _FORMS[self.recipe.form]
         for index, linear in enumerate(self.linears):
-            weight = linear.node.inputs[1]
-            assert weight is not None
-            dtype = constant_type(weight)
-            array = float64_of(weight)()
-            rounded = _rounded(array, linear, dtype, self.recipe)
-            if self.observe is not None:
-                self.observe(linear, array, rounded)
-            write(model, names, linear, rounded, dtype, self.recipe)
+            rounded = rounded_weight(linear, self.rounder, constant_type(linear.node.inputs[1]), self.observe)
+            if self.form == "qdq":
+                _write_qdq(model.graph, names, linear, rounded)
+            else:
+                _write_nbits(model.graph, names, linear, rounded, self.accuracy_level)
             self.progress("rounding weights", index + 1, len(self.linears))
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, bool(self.linears))
 
 
-def _rounded(array: np.ndarray, linear: Linear, dtype: ir.DataType, recipe: Recipe) -> QuantizedWeight:
+def rounded_weight(linear: Linear, rounder: Rounder, dtype: ir.DataType, observe: Observer | None) -> QuantizedWeight:
+    """Round the weight of a linear, with scales of a type, and tell the observer.
+
+    Raises:
+        ModelError: if it cannot be rounded.
+    """
+    weight = linear.node.inputs[1]
+    assert weight is not None
+    array = float64_of(weight)()
     try:
-        return quantize_weight(array, recipe.group_size, method=recipe.rounding, scale_dtype=dtype.numpy())
+        rounded = rounder(linear, array, dtype)
     except ValueError as error:
         raise ModelError(
             f"the weight cannot be rounded: {error}", where=linear.name, hint="leave it out with --exclude"
         ) from error
+    if observe is not None:
+        observe(linear, array, rounded)
+    return rounded
 
 
-def _write_qdq(
-    model: ir.Model, names: Names, linear: Linear, rounded: QuantizedWeight, dtype: ir.DataType, recipe: Recipe
-) -> None:
-    node, graph = linear.node, model.graph
+def _write_qdq(graph: ir.Graph, names: Names, linear: Linear, rounded: QuantizedWeight) -> None:
+    node, group = linear.node, rounded.group_size
     weight = node.inputs[1]
     assert weight is not None
-    codes = add_constant(graph, names, f"{weight.name}_int4", int4_tensor(rounded.codes))
-    scales = rounded.scales.reshape(-1) if recipe.group_size is None else rounded.scales
+    dtype = constant_type(weight)
+    codes = add_constant(graph, names, f"{weight.name}_int{rounded.bits}", codes_tensor(rounded))
+    scales = rounded.scales.reshape(-1) if group is None else rounded.scales
     scale = add_constant(graph, names, f"{weight.name}_scale", ir.Tensor(scales, dtype=dtype))
-    attributes = {"axis": 1} if recipe.group_size is None else {"axis": 0, "block_size": recipe.group_size}
+    attributes = {"axis": 1} if group is None else {"axis": 0, "block_size": group}
     output = ir.Value(
         name=names.new(f"{weight.name}_dequantized"),
         type=ir.TensorType(dtype),
@@ -97,33 +115,16 @@ def _write_qdq(
     node.replace_input_with(1, output)
 
 
-def int4_tensor(codes: np.ndarray) -> ir.TensorProtocol:
-    """Pack codes in [-8, 7] two to a byte; anything outside is refused, because packing would wrap it silently."""
-    if codes.size and not (int(codes.min()) >= -8 and int(codes.max()) <= 7):
-        raise ValueError(f"codes reach from {codes.min()} to {codes.max()}; int4 holds -8 to 7")
-    return ir.PackedTensor(_pack(codes.reshape(-1)), ir.DataType.INT4, shape=ir.Shape(codes.shape))
-
-
-def _pack(codes: np.ndarray) -> np.ndarray:
-    """Pack a flat array two to a byte, the first in the low half."""
-    nibbles = codes.astype(np.int8).view(np.uint8) & 0xF
-    if len(nibbles) % 2:
-        nibbles = np.append(nibbles, np.uint8(0))
-    packed: np.ndarray = nibbles[::2] | (nibbles[1::2] << 4)
-    return packed
-
-
-def _write_nbits(
-    model: ir.Model, names: Names, linear: Linear, rounded: QuantizedWeight, dtype: ir.DataType, recipe: Recipe
-) -> None:
-    node, graph = linear.node, model.graph
+def _write_nbits(graph: ir.Graph, names: Names, linear: Linear, rounded: QuantizedWeight, accuracy_level: int) -> None:
+    node = linear.node
     weight = node.inputs[1]
     assert weight is not None
-    block = recipe.group_size or _BLOCK_OF_CHANNEL
+    dtype = constant_type(weight)
+    block = rounded.group_size or _BLOCK_OF_CHANNEL
     codes, scales = nbits_arrays(rounded, block)
     inputs = [
         node.inputs[0],
-        add_constant(graph, names, f"{weight.name}_uint4", codes),
+        add_constant(graph, names, f"{weight.name}_uint{rounded.bits}", codes),
         add_constant(graph, names, f"{weight.name}_scale", ir.Tensor(scales, dtype=dtype)),
     ]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -133,9 +134,9 @@ def _write_nbits(
     attributes = {
         "K": linear.inputs,
         "N": linear.outputs,
-        "bits": 4,
+        "bits": rounded.bits,
         "block_size": block,
-        "accuracy_level": recipe.accuracy_level,
+        "accuracy_level": accuracy_level,
     }
     product = ir.Node(
         "com.microsoft",
@@ -145,14 +146,14 @@ def _write_nbits(
         num_outputs=1,
         name=node.name,
     )
-    added = [] if bias is None or own_bias else _added(graph, names, node, product, bias)
+    added = [] if bias is None or own_bias else added_bias(graph, names, node, product, bias)
     new = [product, *added]
     ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
     graph.opset_imports.setdefault("com.microsoft", 1)
 
 
-def _added(graph: ir.Graph, names: Names, node: ir.Node, product: ir.Node, bias: ir.Value) -> list[ir.Node]:
-    """Return what adds to a product a bias that MatMulNBits does not take: an activation, or another shape than [N]."""
+def added_bias(graph: ir.Graph, names: Names, node: ir.Node, product: ir.Node, bias: ir.Value) -> list[ir.Node]:
+    """Return what adds the bias of a Gemm to the product that replaces it: an activation, or whatever shape it has."""
     product.outputs[0].name = names.new(f"{node.name}/product_output")
     beta, new = node.attributes.get_float("beta", 1.0), []
     if beta != 1:
@@ -162,27 +163,3 @@ def _added(graph: ir.Graph, names: Names, node: ir.Node, product: ir.Node, bias:
         new.append(ir.node("Mul", [bias, factor], outputs=[scaled], name=names.new(f"{node.name}/bias")))
         bias = scaled
     return [*new, ir.node("Add", [product.outputs[0], bias], name=names.new(f"{node.name}/add"))]
-
-
-def nbits_arrays(rounded: QuantizedWeight, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lay codes and scales out as MatMulNBits reads them: per output column, blocks of rows, offset by 8.
-
-    Args:
-        rounded: Codes [K, N] and scales [groups, N].
-        block: Rows per block; one scale per channel is repeated for each.
-
-    Returns:
-        uint8 [N, blocks, block / 2] with the lower row in the low half of a byte, and scales [N * blocks].
-    """
-    rows, columns = rounded.codes.shape
-    blocks = -(-rows // block)
-    padded = np.zeros((blocks * block, columns), np.int8)
-    padded[:rows] = rounded.codes
-    shifted = (padded.T + 8).astype(np.uint8).reshape(columns, blocks, block)
-    packed = shifted[..., ::2] | (shifted[..., 1::2] << 4)
-    scales = np.broadcast_to(rounded.scales, (blocks, columns)).T.reshape(-1)
-    return np.ascontiguousarray(packed), np.ascontiguousarray(scales)
-
-
-_FORMS = {"qdq": _write_qdq, "nbits": _write_nbits}
-"""How 4 bits are written: a new form is a function and a line here."""

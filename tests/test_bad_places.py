@@ -17,9 +17,9 @@ import catonnx
 from catonnx import Recipe, pipeline
 from catonnx.graph import load
 from catonnx.math.factors import Blocks, Scale
-from catonnx.plan import Plan, SitePlan
 from catonnx.planfile import save_plan
 from catonnx.runtime.verify import Verifier
+from catonnx.siteplan import Plan, SitePlan
 from tests.refusals import assert_refused
 from tests.small_models import QUICK, catonnx_, write_feeds, write_mlp
 

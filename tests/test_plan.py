@@ -12,8 +12,9 @@ from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import Linear, Site
 from catonnx.math.factors import Blocks, Factor, Hadamard, Scale
 from catonnx.math.moments import Moments
-from catonnx.plan import Plan, block_width, check_plan, describe, hadamard_order, make_plan, moment_width
+from catonnx.plan import block_width, check_plan, hadamard_order, make_plan, moment_width
 from catonnx.recipe import Recipe
+from catonnx.siteplan import Plan, describe
 
 WIDTH = 48
 

@@ -62,6 +62,12 @@ class Layout:
         """Whether the site holds every channel of the value, not just a part."""
         return len(np.unique(self.position)) == int(np.prod(self.sizes))
 
+    def is_same(self, other: Layout) -> bool:
+        """Whether two layouts of one value say the same."""
+        mine, theirs = ((item.axes, item.sizes, item.diagonal, item.attended) for item in (self, other))
+        arrays = ((self.position, other.position), (self.mixing, other.mixing))
+        return mine == theirs and all(np.array_equal(left, right) for left, right in arrays)
+
     @property
     def block_width(self) -> int:
         """Width of the widest equal blocks of neighbours that may be mixed; 1 for a scaling.

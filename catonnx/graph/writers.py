@@ -2,7 +2,7 @@
 
 Writing a factor F into a constant is the same for all of them: gather the constant's channels in the site's order,
 multiply each row by F, scatter back. For a weight [K, N] that is W F, for a bias b F, for the scale of a norm (scalings
-only) gamma * s.
+only) gamma * s; a permutation moves their channels.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ class Writer:
     sizes: tuple[int, ...]
     position: np.ndarray
     divides: bool = False
+
+    @property
+    def place(self) -> tuple[ir.Node, int, bytes]:
+        """What tells it from other writers: two walks that find the same channels of a constant name one place."""
+        return self.node, self.index, self.position.tobytes()
 
 
 def fold(writer: Writer, array: np.ndarray, factor: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

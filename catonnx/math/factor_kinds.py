@@ -7,84 +7,22 @@ Row convention: ``x' = x F`` and ``W' = F^-1 W``, so that ``x' W' = x W`` for a 
 | scale | ``diag(vector)`` | d |
 | blocks | block-diagonal, n blocks of k x k | d k |
 | hadamard | ``I_(d / order) kron H_order``, orthonormal | none |
+| permutation | ``F[order[j], j] = 1``: channel j becomes what channel order[j] was | an order of d |
+| kronecker | ``first kron second`` | a^2 + b^2, a b = d |
 
-Everything is computed in float64: a transform is folded into a weight once, and rounded once, by its caller.
+A dense rotation is blocks with one block: d = 1536 takes 0.3 s to check and 0.2 s to solve for 576 columns.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, ClassVar, TypeAlias, final
+from typing import ClassVar, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from catonnx.math.hadamard import hadamard_matrix, has_hadamard, kronecker_pair, largest_hadamard_order
-
-Array: TypeAlias = NDArray[np.float64]
-
-CONDITION_LIMIT = 1e10
-"""Largest 1-norm condition number of a block: in float64 the inverse then still holds 6 digits, float32's worth."""
-
-
-class FactorKind(Enum):
-    """What a factor is, and so what a graph must be able to take up."""
-
-    SCALE = "scale"
-    BLOCKS = "blocks"
-    HADAMARD = "hadamard"
-
-
-class InvertibleMap(ABC):
-    """One invertible map F of d channels."""
-
-    kind: ClassVar[FactorKind]
-    width: int
-    """Number of channels d."""
-
-    @property
-    @abstractmethod
-    def multiply_adds(self) -> int:
-        """Cost per row when run as a node."""
-
-    @property
-    @abstractmethod
-    def is_identity(self) -> bool:
-        """Whether the map changes nothing."""
-
-    def apply(self, rows: NDArray[Any]) -> Array:
-        """Return ``rows F`` for rows (..., d).
-
-        Raises:
-            ValueError: The last axis is not d wide.
-        """
-        rows = np.asarray(rows, dtype=np.float64)
-        if rows.ndim == 0 or rows.shape[-1] != self.width:
-            raise ValueError(f"rows have shape {rows.shape}, but the factor covers {self.width} channels")
-        return self._apply(rows.reshape(-1, self.width)).reshape(rows.shape)
-
-    def solve(self, weight: NDArray[Any]) -> Array:
-        """Return ``F^-1 weight`` for a weight (d, N).
-
-        Raises:
-            ValueError: The weight does not have d rows.
-        """
-        weight = np.asarray(weight, dtype=np.float64)
-        if weight.ndim != 2 or len(weight) != self.width:
-            raise ValueError(f"weight has shape {weight.shape}, but the factor covers {self.width} channels (its rows)")
-        return self._solve(weight).reshape(weight.shape)
-
-    def dense(self) -> Array:
-        """Return F, shape (d, d)."""
-        return self.apply(np.eye(self.width))
-
-    @abstractmethod
-    def _apply(self, rows: Array) -> Array: ...
-
-    @abstractmethod
-    def _solve(self, weight: Array) -> Array: ...
+from catonnx.math.invertible_map import Array, FactorKind, InvertibleMap, check_conditions, frozen
 
 
 @final
@@ -104,7 +42,7 @@ class Scale(InvertibleMap):
     kind: ClassVar[FactorKind] = FactorKind.SCALE
 
     def __post_init__(self) -> None:
-        vector = _frozen(self.vector)
+        vector = frozen(self.vector)
         if vector.ndim != 1 or vector.size == 0:
             raise ValueError(f"a scale has shape {vector.shape}; it must be one vector with one number per channel")
         bad = ~np.isfinite(vector) | (vector == 0)
@@ -148,19 +86,10 @@ class Blocks(InvertibleMap):
     kind: ClassVar[FactorKind] = FactorKind.BLOCKS
 
     def __post_init__(self) -> None:
-        matrices = _frozen(self.matrices)
+        matrices = frozen(self.matrices)
         if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or matrices.size == 0:
             raise ValueError(f"blocks have shape {matrices.shape}; they must be (n, k, k)")
-        finite = np.isfinite(matrices).all(axis=(1, 2))
-        if not finite.all():
-            raise ValueError(f"block {int(finite.argmin())} of {len(matrices)} holds NaN or Inf")
-        condition = np.linalg.cond(matrices, 1)
-        worst = int(condition.argmax())
-        if condition[worst] > CONDITION_LIMIT:
-            raise ValueError(
-                f"block {worst} of {len(matrices)} cannot be inverted: its condition number is {condition[worst]:.1e}, "
-                f"at most {CONDITION_LIMIT:.0e} is allowed; damp its moments more"
-            )
+        check_conditions(matrices, "block")
         object.__setattr__(self, "matrices", matrices)
         object.__setattr__(self, "width", matrices.shape[0] * matrices.shape[1])
 
@@ -227,11 +156,99 @@ class Hadamard(InvertibleMap):
         return hadamard_matrix(second).T @ mixed_across.reshape(-1, second, weight.shape[1])
 
 
-Factor: TypeAlias = Scale | Blocks | Hadamard
+@final
+@dataclass(frozen=True, eq=False)
+class Permutation(InvertibleMap):
+    """``x'[j] = x[order[j]]``: the channel that comes to stand at j is ``order[j]``; the inverse is the transpose.
+
+    Args:
+        order: Each number from 0 to d - 1 once, shape (d,).
+
+    Raises:
+        ValueError: The order is not 1-D, is empty, or leaves a channel out.
+    """
+
+    order: NDArray[np.int64]
+    width: int = field(init=False)
+    kind: ClassVar[FactorKind] = FactorKind.PERMUTATION
+
+    def __post_init__(self) -> None:
+        given = np.asarray(self.order)
+        if given.ndim != 1 or given.size == 0 or given.dtype.kind not in "iu":
+            raise ValueError(f"an order is {given.dtype} of shape {given.shape}; it must be one vector of integers")
+        order = np.array(given, dtype=np.int64)
+        missing = np.setdiff1d(np.arange(len(order)), order)
+        if missing.size:
+            raise ValueError(f"channel {int(missing[0])} of {len(order)} is not in the order; each must be there once")
+        order.flags.writeable = False
+        object.__setattr__(self, "order", order)
+        object.__setattr__(self, "width", len(order))
+
+    @property
+    def multiply_adds(self) -> int:
+        """Cost per row: nothing is multiplied."""
+        return 0
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every channel stays where it is."""
+        return bool(np.array_equal(self.order, np.arange(self.width)))
+
+    def _apply(self, rows: Array) -> Array:
+        return rows[:, self.order]
+
+    def _solve(self, weight: Array) -> Array:
+        return weight[self.order]
 
 
-def _frozen(array: NDArray[Any]) -> Array:
-    """Copy to float64, read-only: a frozen dataclass whose arrays can be written is not frozen."""
-    copy = np.array(array, dtype=np.float64)
-    copy.flags.writeable = False
-    return copy
+@final
+@dataclass(frozen=True, eq=False)
+class Kronecker(InvertibleMap):
+    """``F = first kron second``: a row, laid out as a matrix X (a, b), becomes ``first^T X second``.
+
+    Args:
+        first: Mixes across, shape (a, a); finite and well conditioned.
+        second: Mixes b neighbours, shape (b, b); finite and well conditioned; a b = d.
+
+    Raises:
+        ValueError: A matrix is not square, or is singular, ill-conditioned or not finite.
+    """
+
+    first: Array
+    second: Array
+    width: int = field(init=False)
+    kind: ClassVar[FactorKind] = FactorKind.KRONECKER
+
+    def __post_init__(self) -> None:
+        for name in ("first", "second"):
+            matrix = frozen(getattr(self, name))
+            if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
+                raise ValueError(
+                    f"the {name} matrix of a Kronecker product has shape {matrix.shape}; it must be square"
+                )
+            check_conditions(matrix[None], f"{name} matrix")
+            object.__setattr__(self, name, matrix)
+        object.__setattr__(self, "width", len(self.first) * len(self.second))
+
+    @property
+    def multiply_adds(self) -> int:
+        """Cost per row: ``d (a + b)``."""
+        return self.width * (len(self.first) + len(self.second))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the product is the identity, if need be as ``c I kron I / c``."""
+        level = self.first[0, 0]
+        eyes = [np.eye(len(matrix)) for matrix in (self.first, self.second)]
+        return bool(np.array_equal(self.first, level * eyes[0]) and np.array_equal(self.second * level, eyes[1]))
+
+    def _apply(self, rows: Array) -> Array:
+        return self.first.T @ (rows.reshape(-1, len(self.first), len(self.second)) @ self.second)
+
+    def _solve(self, weight: Array) -> Array:
+        across = np.linalg.solve(self.first, weight.reshape(len(self.first), -1))
+        within = across.reshape(len(self.first), len(self.second), -1)  # (a, b, N)
+        return np.asarray(np.linalg.solve(self.second, within), dtype=np.float64)
+
+
+Factor: TypeAlias = Scale | Blocks | Hadamard | Permutation | Kronecker

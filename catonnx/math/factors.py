@@ -10,13 +10,16 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from catonnx.math.factor_kinds import Blocks, Factor, FactorKind, Hadamard, Scale
+from catonnx.math.factor_kinds import Blocks, Factor, Hadamard, Kronecker, Permutation, Scale
+from catonnx.math.invertible_map import FactorKind
 
 __all__ = [
     "Blocks",
     "Factor",
     "FactorKind",
     "Hadamard",
+    "Kronecker",
+    "Permutation",
     "Scale",
     "Transform",
     "transform_from_arrays",
@@ -84,21 +87,30 @@ class Transform:
         return float(np.abs(self.dense() @ self.solve(identity) - identity).max())
 
 
+_PARTS: dict[FactorKind, tuple[str, ...]] = {FactorKind.KRONECKER: ("first", "second")}
+"""Kinds that are kept as several arrays."""
+
+
 def transform_to_arrays(transform: Transform) -> dict[str, NDArray[Any]]:
     """Return arrays that `transform_from_arrays` reads back, keyed ``"<position>.<kind>"``.
 
-    A scale is its vector (d,), blocks are their matrices (n, k, k), a Hadamard factor is ``[width, order]``.
+    A scale is its vector (d,), blocks are their matrices (n, k, k), a Hadamard factor is ``[width, order]``, a
+    permutation its order (d,). A Kronecker product is two arrays, ``"<position>.kronecker.first"`` and ``.second``.
     """
     arrays: dict[str, NDArray[Any]] = {}
     for position, factor in enumerate(transform.factors):
+        key = f"{position}.{factor.kind.value}"
         match factor:
             case Scale():
-                value: NDArray[Any] = factor.vector
+                arrays[key] = factor.vector
             case Blocks():
-                value = factor.matrices
+                arrays[key] = factor.matrices
             case Hadamard():
-                value = np.array([factor.width, factor.order], dtype=np.int64)
-        arrays[f"{position}.{factor.kind.value}"] = value
+                arrays[key] = np.array([factor.width, factor.order], dtype=np.int64)
+            case Permutation():
+                arrays[key] = factor.order
+            case Kronecker():
+                arrays |= {f"{key}.first": factor.first, f"{key}.second": factor.second}
     return arrays
 
 
@@ -108,23 +120,41 @@ def transform_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Transform:
     Raises:
         ValueError: A key or an array is not of that form.
     """
-    factors: dict[int, Factor] = {}
+    parts: dict[int, dict[str, NDArray[Any]]] = {}
     for key, array in arrays.items():
         position, _, kind = key.partition(".")
-        if not position.isdecimal() or kind not in {member.value for member in FactorKind}:
-            known = ", ".join(f"<position>.{member.value}" for member in FactorKind)
+        if not position.isdecimal() or kind not in _KEYS:
+            known = ", ".join(f"<position>.{key}" for key in _KEYS)
             raise ValueError(f"{key!r} does not name a factor; names are {known}")
-        factors[int(position)] = _factor_from_array(FactorKind(kind), np.asarray(array), key)
-    if sorted(factors) != list(range(len(arrays))):
+        parts.setdefault(int(position), {})[kind] = np.asarray(array)
+    if sorted(parts) != list(range(len(parts))):
         raise ValueError(f"the factors {sorted(arrays)} do not count up from 0 without gaps")
-    return Transform(tuple(factors[position] for position in range(len(factors))))
+    return Transform(tuple(_factor_from_arrays(parts[position], position) for position in range(len(parts))))
 
 
-def _factor_from_array(kind: FactorKind, array: NDArray[Any], key: str) -> Factor:
+def _keys_of(kind: FactorKind) -> tuple[str, ...]:
+    return tuple(f"{kind.value}.{part}" for part in _PARTS.get(kind, ())) or (kind.value,)
+
+
+_KEYS = tuple(key for kind in FactorKind for key in _keys_of(kind))
+
+
+def _factor_from_arrays(parts: Mapping[str, NDArray[Any]], position: int) -> Factor:
+    kind = FactorKind(next(iter(parts)).partition(".")[0])
+    if set(parts) != set(_keys_of(kind)):
+        raise ValueError(f"position {position} holds {sorted(parts)}; one factor is {list(_keys_of(kind))}")
+    first, *others = (parts[key] for key in _keys_of(kind))
     if kind is FactorKind.HADAMARD:
-        if array.shape != (2,) or array.dtype.kind not in "iu":
-            raise ValueError(f"{key!r} is {array.dtype} of shape {array.shape}; it must be the integers [width, order]")
-        return Hadamard(int(array[0]), int(array[1]))
-    if array.dtype.kind != "f":
-        raise ValueError(f"{key!r} has type {array.dtype}; it must be floating point")
-    return Scale(array) if kind is FactorKind.SCALE else Blocks(array)
+        if first.shape != (2,) or first.dtype.kind not in "iu":
+            raise ValueError(
+                f"'{position}.hadamard' is {first.dtype} of shape {first.shape}; it must be the integers [width, order]"
+            )
+        return Hadamard(int(first[0]), int(first[1]))
+    if kind is FactorKind.PERMUTATION:
+        return Permutation(first)
+    for key, array in parts.items():
+        if array.dtype.kind != "f":
+            raise ValueError(f"'{position}.{key}' has type {array.dtype}; it must be floating point")
+    if kind is FactorKind.KRONECKER:
+        return Kronecker(first, *others)
+    return Scale(first) if kind is FactorKind.SCALE else Blocks(first)

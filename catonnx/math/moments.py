@@ -1,4 +1,4 @@
-"""What calibration keeps of the activation at one site: sums that merge, never the rows themselves."""
+"""What calibration keeps of the activation at one site: sums that merge, and at wish a few of the rows themselves."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Moments:
     Args:
         width: Number of channels d.
         block: Width k of the diagonal blocks of x^T x that are kept; divides d. 1 keeps the diagonal, d everything.
+        kept_rows: Rows of every update that are kept as they are: the first, which may be an attention sink, and others
+            evenly spread.
 
     Attributes:
         count: Number of rows seen.
@@ -40,11 +42,13 @@ class Moments:
 
     width: int
     block: int
+    kept_rows: int = 0
     count: int = field(default=0, init=False)
     sums: Array = field(init=False, repr=False)
     maximum: Array = field(init=False, repr=False)
     squared_range: float = field(default=0.0, init=False)
     squared_symmetric_range: float = field(default=0.0, init=False)
+    _rows: list[NDArray[np.float32]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_block(self.width, self.block)
@@ -71,6 +75,8 @@ class Moments:
             np.maximum(self.maximum, rows.max(axis=0), out=self.maximum)
             np.maximum(self.maximum, -rows.min(axis=0), out=self.maximum)
         self.count += len(rows)
+        if self.kept_rows:
+            self._rows.append(rows[_spread(len(rows), self.kept_rows)].astype(np.float32))
 
     def merge(self, other: Moments) -> None:
         """Add what another accumulator of the same site saw.
@@ -88,6 +94,12 @@ class Moments:
         self.squared_range += other.squared_range
         self.squared_symmetric_range += other.squared_symmetric_range
         self.count += other.count
+        self._rows += other._rows
+
+    @property
+    def rows(self) -> NDArray[np.float32]:
+        """The rows that were kept, float32, shape (n, d); none unless `kept_rows` asked for them."""
+        return np.concatenate(self._rows) if self._rows else np.zeros((0, self.width), np.float32)
 
     @property
     def squared_norm(self) -> float:
@@ -137,6 +149,7 @@ class Moments:
             "sums": self.sums,
             "maximum": self.maximum,
             "squared_ranges": np.array([self.squared_range, self.squared_symmetric_range]),
+            "rows": self.rows,
         }
 
     @classmethod
@@ -146,19 +159,31 @@ class Moments:
         Raises:
             ValueError: A key is missing or unknown, or a shape, type or value is not one that `to_arrays` writes.
         """
-        if set(arrays) != {"count", "sums", "maximum", "squared_ranges"}:
-            raise ValueError(f"moments hold {sorted(arrays)}, not count, maximum, squared_ranges and sums")
-        count, sums, maximum, ranges = (arrays[name] for name in ("count", "sums", "maximum", "squared_ranges"))
+        if set(arrays) != {"count", "sums", "maximum", "squared_ranges", "rows"}:
+            raise ValueError(f"moments hold {sorted(arrays)}, not count, maximum, rows, squared_ranges and sums")
+        count, sums, maximum, ranges, rows = (
+            arrays[name] for name in ("count", "sums", "maximum", "squared_ranges", "rows")
+        )
         if sums.ndim != 3 or sums.shape[1] != sums.shape[2] or maximum.shape != (sums.shape[0] * sums.shape[1],):
             raise ValueError(f"sums {sums.shape} and maximum {maximum.shape} are not (d / k, k, k) and (d,)")
         if count.shape != () or count.dtype.kind not in "iu" or count < 0 or ranges.shape != (2,):
             raise ValueError(f"count is {count!r} and squared_ranges {ranges!r}, not one integer and two numbers")
+        if rows.ndim != 2 or rows.shape[1] != len(maximum):
+            raise ValueError(f"rows have shape {rows.shape}, not (n, {len(maximum)})")
         result = cls(len(maximum), sums.shape[1])
         result.count = int(count)
         result.sums = sums.astype(np.float64)
         result.maximum = maximum.astype(np.float64)
         result.squared_range, result.squared_symmetric_range = map(float, ranges)
+        if len(rows):
+            result._rows.append(rows.astype(np.float32))
         return result
+
+
+def _spread(count: int, wanted: int) -> NDArray[np.intp]:
+    """Return the first of `count` indices, and the middles of `wanted` - 1 equal parts of them."""
+    middles = (np.arange(wanted - 1) + 0.5) * count / max(1, wanted - 1)
+    return np.unique(np.concatenate([[0], middles.astype(np.intp)])).astype(np.intp)
 
 
 def _check_block(width: int, block: int) -> None:

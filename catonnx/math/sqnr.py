@@ -35,6 +35,33 @@ def concentration_x(moments: Moments, symmetric: bool) -> float:
     return moments.squared_norm / squared_range
 
 
+def concentration_rows(rows: NDArray[Any], group_size: int | None = None, symmetric: bool = False) -> float:
+    """Return C(x) of sampled rows.
+
+    With groups, each range is weighted by its share of the channels: exact if the groups of W carry equal energy.
+
+    Args:
+        rows: Shape (n, d).
+        group_size: Channels that share a range; divides d. None is one range per row.
+        symmetric: Ranges are ``2 max|x|`` instead of ``max - min``.
+
+    Raises:
+        ValueError: Groups do not divide d, or no row has a range.
+    """
+    rows = np.asarray(rows, dtype=np.float64)
+    width = rows.shape[1]
+    size = group_size or width
+    if width % size:
+        raise ValueError(f"groups of {size} channels do not tile {width}; pick a size that divides {width}")
+    split = rows.reshape(len(rows), -1, size)
+    ranges = 2 * np.abs(split).max(axis=2) if symmetric else split.max(axis=2) - split.min(axis=2)
+    noise = size / width * float(np.sum(ranges**2))
+    if not noise > 0:
+        raise ValueError(f"{len(rows)} rows have no range; concentration needs rows that vary")
+    energy: float = float(np.vdot(rows, rows))
+    return energy / noise
+
+
 def concentration_w(weight: NDArray[Any], group_size: int | None, symmetric: bool = True) -> float:
     """Return C(W) of a weight.
 

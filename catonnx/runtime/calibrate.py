@@ -23,11 +23,13 @@ class MomentRequest:
         value: Name of the activation, which must be an output of the graph; its last axis holds the channels.
         width: Channels (d).
         block: Width of the diagonal blocks of x x^T that are kept: 1 for the diagonal, d for all of it.
+        rows: About how many rows of the activation are kept as they are.
     """
 
     value: str
     width: int
     block: int
+    rows: int = 0
 
 
 def measure(
@@ -71,7 +73,10 @@ def measure(
     for index, batch in enumerate(batches):
         check_feeds(batch, inputs, where=f"calibration sample {index}")
 
-    moments = {site: Moments(request.width, request.block) for site, request in requests.items()}
+    moments = {
+        site: Moments(request.width, request.block, kept_rows=-(-request.rows // len(batches)))
+        for site, request in requests.items()
+    }
     sites_of: dict[str, list[str]] = {}
     for site, request in requests.items():
         sites_of.setdefault(request.value, []).append(site)

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from catonnx.graph.absorb import Absorption, trace
+from catonnx.graph.absorb import Absorption, Permutable, trace
 from catonnx.graph.shapes import Shapes
 from catonnx.graph.sites import Selection, Site, find_sites
-from catonnx.math.factors import Blocks, Factor, Hadamard, Scale
+from catonnx.math.factors import Blocks, Factor, Hadamard, Kronecker, Permutation, Scale
 from catonnx.math.hadamard import has_hadamard
 from catonnx.passes.absorb import Absorb, AbsorbedTransform
 from catonnx.passes.canonicalize import Canonicalize
@@ -35,12 +35,30 @@ def random_blocks(random: np.random.Generator, block: int, ties: np.ndarray) -> 
     return Blocks((turns * scales)[ties])
 
 
+def random_permutation(random: np.random.Generator, room: Permutable) -> Permutation:
+    """Return an order made of swaps that stay within the groups and take tied channels along."""
+    order = np.arange(len(room.groups))
+    for _ in range(3 * len(order)):
+        swapped = np.arange(len(order))
+        sets = [room.ties == room.ties[channel] for channel in random.integers(len(order), size=2)]
+        for group in np.unique(room.groups):
+            left, right = (np.flatnonzero(tied & (room.groups == group)) for tied in sets)
+            if len(left) == len(right):
+                swapped[left], swapped[right] = right, left
+        if room.takes(swapped):
+            order = order[swapped]
+    return Permutation(order)
+
+
 def random_factors(random: np.random.Generator, absorption: Absorption) -> tuple[Factor, ...]:
     """Return up to three factors that an absorption says can be taken up."""
-    width = len(absorption.ties)
+    width, room = len(absorption.ties), absorption.permutable
     divisors = [k for k in range(2, absorption.width + 1) if absorption.width % k == 0]
     factors: list[Factor] = []
     for _ in range(int(random.integers(1, 4))):
+        if room is not None and room.writers and (not absorption.width or random.random() < 0.4):
+            factors.append(random_permutation(random, room))
+            continue
         kind = random.integers(3) if divisors else 0
         block = int(random.choice(divisors)) if divisors else 1
         if kind == 0:
@@ -56,7 +74,15 @@ def free_factors(random: np.random.Generator, width: int) -> tuple[Factor, ...]:
     """Return factors for `Insert`, which takes anything."""
     every = np.arange(width)
     free = Absorption((), width, every)
-    return random_factors(random, free)
+    more: list[Factor] = []
+    if random.random() < 0.3:
+        more.append(Permutation(random.permutation(width)))
+    if random.random() < 0.3:
+        first = int(random.choice([k for k in range(1, width + 1) if width % k == 0]))
+        sizes = (first, width // first)
+        more.append(Kronecker(*(random_blocks(random, size, every[:1]).matrices[0] for size in sizes)))
+    factors = [*random_factors(random, free), *more]
+    return tuple(factors[index] for index in random.permutation(len(factors)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +116,17 @@ def rewritten(proto: onnx.ModelProto, random: np.random.Generator, *, change_cac
     canonical = ir.to_proto(model)
     sites, shapes = find_sites(model.graph, everything).sites, Shapes(model.graph)
     absorptions = {site: _trace(site, shapes, change_caches) for site in sites}
-    absorbing = [site for site in sites if absorptions[site].width and random.random() < 0.9]
+    absorbing = [site for site in sites if _takes_something(absorptions[site]) and random.random() < 0.9]
     transforms = tuple(
-        AbsorbedTransform(site, absorptions[site].writers, random_factors(random, absorptions[site]))
+        AbsorbedTransform(
+            site,
+            absorptions[site].writers,
+            random_factors(random, absorptions[site]),
+            absorptions[site].permutable,
+        )
         for site in absorbing
     )
-    caches = frozenset(name for site in absorbing for name in absorptions[site].caches)
+    caches = frozenset(name for item in transforms for name in absorptions[item.site].changed_caches(item.factors))
     before = _operators(model)
     Absorb(transforms)(model)
     assert _operators(model) == before, "Absorb added or removed a node"
@@ -111,6 +142,10 @@ def rewritten(proto: onnx.ModelProto, random: np.random.Generator, *, change_cac
 def _trace(site: Site, shapes: Shapes, change_caches: bool) -> Absorption:
     readers = frozenset(linear.node for linear in site.linears)
     return trace(site.value, site.width, readers, shapes, change_caches=change_caches)
+
+
+def _takes_something(absorption: Absorption) -> bool:
+    return bool(absorption.width or (absorption.permutable and absorption.permutable.writers))
 
 
 def _operators(model: ir.Model) -> Counter[str]:

@@ -231,8 +231,25 @@ def _norm(graph: RandomGraph, flow: Flow) -> Flow:
 def _pointwise(graph: RandomGraph, flow: Flow) -> Flow:
     net = graph.net
     operator = graph.choose.choice(
-        ("Relu", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Identity", "Dropout", "silu", "cast")
+        (
+            "Relu",
+            "Relu",
+            "LeakyRelu",
+            "Sigmoid",
+            "Tanh",
+            "Softplus",
+            "Identity",
+            "Dropout",
+            "silu",
+            "gelu",
+            "clip",
+            "cast",
+        )
     )
+    if operator == "gelu":
+        return Flow(_gelu(graph, flow.value), flow.width)
+    if operator == "clip":
+        return Flow(net.op("Clip", flow.value, net.constant(-1.5), net.constant(2.0)), flow.width)
     if operator == "silu":
         return Flow(net.op("Mul", flow.value, net.op("Sigmoid", flow.value)), flow.width)
     if operator == "cast":
@@ -241,11 +258,27 @@ def _pointwise(graph: RandomGraph, flow: Flow) -> Flow:
     return Flow(net.op(operator, flow.value), flow.width)
 
 
+def _gelu(graph: RandomGraph, value: str) -> str:
+    """Gelu as one node or in pieces, as exporters write it."""
+    net = graph.net
+    if graph.choose.random() < 0.4:
+        return net.op("Gelu", value)
+    if graph.choose.random() < 0.5:
+        inner = net.op("Add", net.op("Erf", net.op("Div", value, net.constant(1.4142))), net.constant(1.0))
+    else:
+        cube = net.op("Mul", net.op("Pow", value, net.constant(3.0)), net.constant(0.0447))
+        inner = net.op("Mul", net.op("Add", value, cube), net.constant(0.7979))
+        inner = net.op("Add", net.op("Tanh", inner), net.constant(1.0))
+    return net.op("Mul", net.op("Mul", value, inner), net.constant(0.5))
+
+
 def _gate(graph: RandomGraph, flow: Flow) -> Flow:
     net, choose = graph.net, graph.choose
     width = choose.choice(WIDTHS)
     up, gate = linear(graph, flow, width), linear(graph, flow, choose.choice((width, width, width, 1)))
     gate = Flow(net.op(choose.choice(("Sigmoid", "Relu", "Softplus", "Identity")), gate.value), gate.width)
+    if choose.random() < 0.3:
+        gate = Flow(net.op("Mul", gate.value, net.op("Sigmoid", gate.value)), gate.width)
     up, gate = _watched(graph, up), _watched(graph, gate)
     if choose.random() < 0.15:
         return Flow(net.op("Div", up.value, net.op("Exp", net.op("Tanh", gate.value))), width)

@@ -153,3 +153,16 @@ def test_blocks_are_as_wide_as_mixing_and_ties_allow(position: list[int], mixing
     layout = Layout((1,), (6,), np.array(position), np.array(mixing))
     assert layout.block_width == width
     assert layout.only_scale().block_width == 1
+
+
+def test_layouts_are_the_same_if_every_channel_lies_in_the_same_place() -> None:
+    layout = Layout((1,), (3,), np.arange(3), np.zeros(3, np.int64))
+    assert layout.is_same(Layout((1,), (3,), np.arange(3), np.zeros(3, np.int64)))
+    others = [
+        Layout((2,), (3,), np.arange(3), np.zeros(3, np.int64)),
+        Layout((1,), (4,), np.arange(3), np.zeros(3, np.int64)),
+        Layout((1,), (3,), np.array([1, 0, 2]), np.zeros(3, np.int64)),
+        Layout((1,), (3,), np.arange(3), np.array([0, 0, 1])),
+        layout.only_scale(),
+    ]
+    assert not any(layout.is_same(other) for other in others)

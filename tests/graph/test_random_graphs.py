@@ -12,7 +12,8 @@ import onnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from catonnx.graph.absorb import RULES, Absorption
+from catonnx.graph.absorb import Absorption
+from catonnx.graph.absorb_rules import RULES
 from tests.graph.builder import relative_error, run
 from tests.graph.equivalence import assert_same, rewritten
 from tests.graph.random_graphs import DECODE, PREFILL, random_graph
@@ -65,6 +66,13 @@ def test_so_do_graphs_from_fixed_seeds_which_hold_every_row_of_the_table() -> No
     assert any(absorption.caches for absorption in free)
     assert any(len(np.unique(absorption.ties)) < len(absorption.ties) for absorption in free)
     assert {min(absorption.width, 2) for absorption in found} == {0, 1, 2}
+    rooms = [absorption.permutable for absorption in found if absorption.permutable and absorption.permutable.writers]
+    assert {len(room.writers) for room in rooms} >= {1, 2, 3, 4}
+    assert any(room.caches for room in rooms)
+    assert any(len(np.unique(room.ties)) < len(room.ties) for room in rooms)
+    assert any(len(np.unique(room.groups)) > 1 for room in rooms)
+    assert any(absorption.width == 0 and absorption.permutable in rooms for absorption in found)
+    assert any(absorption.width == 1 and absorption.permutable in rooms for absorption in found)
 
 
 def test_onnx_runtimes_own_optimizations_do_not_change_that() -> None:

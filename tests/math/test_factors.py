@@ -15,12 +15,14 @@ from catonnx.math.factors import (
     Factor,
     FactorKind,
     Hadamard,
+    Kronecker,
+    Permutation,
     Scale,
     Transform,
     transform_from_arrays,
     transform_to_arrays,
 )
-from catonnx.math.hadamard import has_hadamard, kronecker_pair
+from catonnx.math.hadamard import hadamard_matrix, has_hadamard, kronecker_pair
 
 
 # Well-conditioned on purpose: these tests are about algebra, and see each mistake far above the rounding of float64.
@@ -30,6 +32,10 @@ def random_scale(rng: np.random.Generator, width: int) -> Scale:
 
 def random_blocks(rng: np.random.Generator, count: int, block: int) -> Blocks:
     return Blocks(np.eye(block) + 0.3 / block * rng.uniform(-1, 1, (count, block, block)))
+
+
+def random_kronecker(rng: np.random.Generator, first: int, second: int) -> Kronecker:
+    return Kronecker(*(random_blocks(rng, 1, size).matrices[0] for size in (first, second)))
 
 
 @st.composite
@@ -44,6 +50,11 @@ def factors_of(draw: st.DrawFn, width: int) -> Factor:
             return random_blocks(rng, width // block, block)
         case FactorKind.HADAMARD:
             return Hadamard(width, draw(st.sampled_from([order for order in divisors if has_hadamard(order)])))
+        case FactorKind.PERMUTATION:
+            return Permutation(rng.permutation(width))
+        case FactorKind.KRONECKER:
+            first = draw(st.sampled_from(divisors))
+            return random_kronecker(rng, first, width // first)
     raise AssertionError("every kind has a case")
 
 
@@ -88,7 +99,26 @@ def test_hadamard_is_orthonormal_and_equals_its_dense_form(order: int, count: in
     assert np.count_nonzero(np.abs(dense) > 1e-12) == count * order**2
 
 
+def test_a_permutation_says_where_each_channel_comes_from() -> None:
+    factor = Permutation(np.array([2, 0, 1]))
+    np.testing.assert_array_equal(factor.apply(np.array([[10.0, 11.0, 12.0]])), [[12.0, 10.0, 11.0]])
+    np.testing.assert_array_equal(factor.solve(np.array([[0.0], [1.0], [2.0]])), [[2.0], [0.0], [1.0]])
+    np.testing.assert_array_equal(factor.dense(), [[0, 1, 0], [0, 0, 1], [1, 0, 0]])
+
+
+def test_a_kronecker_product_is_numpys() -> None:
+    rng = np.random.default_rng(3)
+    factor = random_kronecker(rng, 3, 5)
+    np.testing.assert_allclose(factor.dense(), np.kron(factor.first, factor.second), rtol=0, atol=1e-15)
+    same = Hadamard(48, 48)
+    pair = Kronecker(*(hadamard_matrix(order) for order in kronecker_pair(48)))
+    np.testing.assert_allclose(pair.dense(), same.dense(), rtol=0, atol=1e-15)
+    assert pair.multiply_adds == same.multiply_adds
+
+
 def test_costs_per_row() -> None:
+    assert Permutation(np.array([1, 0])).multiply_adds == 0
+    assert Kronecker(np.eye(3) * 2, np.eye(4)).multiply_adds == 12 * 7
     assert Scale(np.full(6, 2.0)).multiply_adds == 6
     assert random_blocks(np.random.default_rng(0), 3, 4).multiply_adds == 12 * 4
     assert Hadamard(48, 12).multiply_adds == 48 * 12
@@ -98,10 +128,24 @@ def test_costs_per_row() -> None:
 
 
 def test_identities_are_recognised() -> None:
-    nothing: list[Factor] = [Scale(np.ones(4)), Blocks(np.broadcast_to(np.eye(2), (2, 2, 2))), Hadamard(4, 1)]
+    nothing: list[Factor] = [
+        Scale(np.ones(4)),
+        Blocks(np.broadcast_to(np.eye(2), (2, 2, 2))),
+        Hadamard(4, 1),
+        Permutation(np.arange(4)),
+        Kronecker(2 * np.eye(2), np.eye(2) / 2),
+    ]
     assert Transform(tuple(nothing)).is_identity
     assert Transform.identity(4).is_identity
-    for something in (Scale(np.array([1, 1, 1, 1.5])), Blocks(np.stack([np.eye(2), 2 * np.eye(2)])), Hadamard(4, 2)):
+    something_done: list[Factor] = [
+        Scale(np.array([1, 1, 1, 1.5])),
+        Blocks(np.stack([np.eye(2), 2 * np.eye(2)])),
+        Hadamard(4, 2),
+        Permutation(np.array([0, 1, 3, 2])),
+        Kronecker(2 * np.eye(2), np.eye(2)),
+        Kronecker(np.eye(2), np.array([[0.0, 1.0], [1.0, 0.0]])),
+    ]
+    for something in something_done:
         assert not Transform((nothing[0], something)).is_identity
 
 
@@ -112,6 +156,12 @@ def test_arrays_of_a_factor_are_its_own() -> None:
     assert scale.vector[0] == 1.0
     with pytest.raises(ValueError, match="read-only"):
         scale.vector[0] = 0.0
+    order = np.array([1, 0])
+    permutation = Permutation(order)
+    order[0] = 0
+    assert permutation.order[0] == 1
+    with pytest.raises(ValueError, match="read-only"):
+        permutation.order[0] = 0
 
 
 @pytest.mark.parametrize(
@@ -125,6 +175,13 @@ def test_arrays_of_a_factor_are_its_own() -> None:
         (lambda: Blocks(np.stack([np.eye(2), np.ones((2, 2))])), "block 1 of 2 cannot be inverted"),
         (lambda: Blocks(np.stack([np.diag([1.0, 1e-11]), np.eye(2)])), "block 0 of 2 cannot be inverted"),
         (lambda: Blocks(np.full((1, 2, 2), np.nan)), "block 0 of 1 holds NaN"),
+        (lambda: Permutation(np.array([0, 2, 2, 1])), "channel 3 of 4 is not in the order"),
+        (lambda: Permutation(np.array([0.0, 1.0])), "one vector of integers"),
+        (lambda: Permutation(np.zeros((1, 1), np.int64)), r"shape \(1, 1\)"),
+        (lambda: Permutation(np.zeros(0, np.int64)), r"shape \(0,\)"),
+        (lambda: Kronecker(np.ones((2, 3)), np.eye(2)), r"first matrix of a Kronecker product has shape \(2, 3\)"),
+        (lambda: Kronecker(np.eye(2), np.ones((2, 2))), "second matrix 0 of 1 cannot be inverted"),
+        (lambda: Kronecker(np.full((2, 2), np.inf), np.eye(2)), "first matrix 0 of 1 holds NaN"),
         (lambda: Hadamard(24, 16), "24 is the largest that does"),
         (lambda: Hadamard(18, 6), "2 is the largest that does"),
         (lambda: Hadamard(0, 1), "order 1 tiles 0 channels"),
@@ -154,7 +211,12 @@ def test_arrays_bring_the_transform_back(transform: Transform) -> None:
         ({"0.rotation": np.eye(2)}, "does not name a factor"),
         ({"scale": np.ones(2)}, "does not name a factor"),
         ({"1.scale": np.ones(2)}, "do not count up from 0"),
-        ({"0.scale": np.ones(2), "0.hadamard": np.array([2, 2])}, "do not count up from 0"),
+        ({"0.scale": np.ones(2), "2.scale": np.ones(2)}, "do not count up from 0"),
+        ({"0.scale": np.ones(2), "0.hadamard": np.array([2, 2])}, r"position 0 holds \['hadamard', 'scale'\]"),
+        ({"0.kronecker": np.eye(2)}, "does not name a factor"),
+        ({"0.kronecker.first": np.eye(2)}, "one factor is"),
+        ({"0.kronecker.first": np.eye(2), "0.kronecker.second": np.array([[1]])}, "must be floating point"),
+        ({"0.permutation": np.array([1.0, 0.0])}, "one vector of integers"),
         ({"0.scale": np.array(["a", "b"])}, "floating point"),
         ({"0.blocks": np.ones(4)}, r"must be \(n, k, k\)"),
         ({"0.hadamard": np.array([4.0, 4.0])}, "the integers"),

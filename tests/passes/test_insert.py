@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from catonnx.analysis import analyse
-from catonnx.math.factors import Blocks, Factor, Hadamard, Scale, Transform
+from catonnx.math.factors import Blocks, Factor, Hadamard, Kronecker, Permutation, Scale, Transform
 from catonnx.passes.insert import Insert, OnlineTransform
 from catonnx.recipe import Recipe
 from tests.graph.builder import Length, Net, relative_error, run
@@ -25,6 +25,14 @@ def blocks(count: int) -> Blocks:
 
 def scale() -> Scale:
     return Scale(np.exp(RANDOM.uniform(-1, 1, D)))
+
+
+def permutation() -> Permutation:
+    return Permutation(RANDOM.permutation(D))
+
+
+def kronecker(first: int) -> Kronecker:
+    return Kronecker(*(np.linalg.qr(RANDOM.normal(size=(size, size)))[0] for size in (first, D // first)))
 
 
 def net_of(shape: Sequence[Length] | None, width: int = D) -> Net:
@@ -59,6 +67,16 @@ CHAINS: dict[str, tuple[tuple[Factor, ...], list[str]]] = {
     "blocks, scale": ((blocks(3), scale()), ["Reshape", "Transpose", "MatMul", "Transpose", "Reshape"]),
     "scale, blocks": ((scale(), blocks(3)), ["Reshape", "Transpose", "MatMul", "Transpose", "Reshape"]),
     "hadamard, whole": ((Hadamard(D, 8), blocks(1)), ["MatMul"]),
+    "permutation": ((permutation(),), ["Gather"]),
+    "two permutations": ((permutation(), permutation()), ["Gather"]),
+    "permutation, whole": ((permutation(), blocks(1), permutation()), ["MatMul"]),
+    "permutation, blocks": (
+        (permutation(), blocks(3), Hadamard(D, 4)),
+        ["Gather", "Reshape", "Transpose", "MatMul", "Transpose", "Reshape"],
+    ),
+    "kronecker": ((kronecker(4),), ["Reshape", "MatMul", "MatMul", "Reshape"]),
+    "scale, kronecker, whole": ((scale(), kronecker(3), blocks(1)), ["MatMul"]),
+    "scale, kronecker": ((scale(), kronecker(6)), ["Mul", "Reshape", "MatMul", "MatMul", "Reshape"]),
     "blocks, hadamard across": (
         (blocks(8), Hadamard(D, 8)),
         ["Reshape", "Transpose", "MatMul", "Transpose", "Reshape", "Reshape", "MatMul", "Reshape"],

@@ -11,9 +11,9 @@ import pytest
 
 from catonnx.graph.save import write_model
 from catonnx.graph.sites import Linear, Selection, find_sites
+from catonnx.math.rounding import quantize_weight
 from catonnx.passes.quantize_weights import QuantizeWeights
 from catonnx.passes.relu_as_max import ReluAsMax
-from catonnx.recipe import Recipe
 from catonnx.runtime.fusion import fused_ops
 
 BODIES = {
@@ -39,7 +39,7 @@ def _model(body: str, *rows: str | int) -> tuple[ir.Model, tuple[Linear, ...]]:
     graph = ir.Graph([x], [values["o"]], nodes=nodes, initializers=weights, opset_imports={"": 21}, name="mlp")
     model = ir.Model(graph, ir_version=10)
     linears = tuple(linear for site in find_sites(graph, Selection(head=True)).sites for linear in site.linears)
-    QuantizeWeights(linears, Recipe())(model)
+    QuantizeWeights(linears, lambda _, weight, __: quantize_weight(weight, 32))(model)
     return model, linears
 
 

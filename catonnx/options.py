@@ -1,0 +1,145 @@
+"""The options of the command line that more than one command has, or that only say something of the recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import typer
+
+from catonnx.recipe import (
+    ActivationRange,
+    Activations,
+    Caches,
+    Form,
+    Online,
+    Preset,
+    Provider,
+    Recipe,
+    Rounding,
+    Scales,
+    Scheme,
+    TransformName,
+)
+
+GroupSize = Literal["16", "32", "64", "128", "256", "channel"]
+ActivationGroupSize = Literal["16", "32", "64", "128", "256", "token"]
+
+_DEFAULT = Recipe()
+
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="An .onnx file, or a folder with model.onnx, config and tokenizer.")
+]
+SchemeOption = Annotated[
+    Scheme | None,
+    typer.Option(
+        help="Bits of weights and activations: w4a16 leaves activations in float, float rounds nothing.",
+        show_default=_DEFAULT.scheme,
+    ),
+]
+PresetOption = Annotated[
+    Preset | None,
+    typer.Option(help="Choices by effort; single options override them.", show_default="balanced"),
+]
+GroupSizeOption = Annotated[
+    GroupSize | None,
+    typer.Option(
+        metavar="N",
+        help="16, 32, 64, 128 or 256 rows of a weight share a scale, or all of a `channel`.",
+        show_default="32; channel for form integer",
+    ),
+]
+TransformOption = Annotated[
+    TransformName | None,
+    typer.Option(metavar="NAME", help=", ".join(get_args(TransformName)), show_default=_DEFAULT.transform),
+]
+BlockSizeOption = Annotated[
+    int | None,
+    typer.Option(metavar="K", help="Width of the blocks of cat and wush; 1 is a scaling.", show_default="what is free"),
+]
+HadamardSizeOption = Annotated[
+    int | None,
+    typer.Option(metavar="K", help="Width of the Hadamard matrix.", show_default="what shares a scale"),
+]
+OnlineOption = Annotated[
+    Online | None,
+    typer.Option(help="May factors that cannot be absorbed stay as nodes?", show_default=_DEFAULT.online),
+]
+MaxOverheadOption = Annotated[
+    str | None,
+    typer.Option(metavar="P%", help="Most multiply-adds of such nodes, as a part of the linears'.", show_default="any"),
+]
+CachesOption = Annotated[
+    Caches | None,
+    typer.Option(
+        metavar="NAME",
+        help="transformed: caches may be handed out in another basis; or exact.",
+        show_default=_DEFAULT.caches,
+    ),
+]
+RoundingOption = Annotated[
+    Rounding | None,
+    typer.Option(
+        help="Of weights: by the largest magnitude, by searched scales, row by row (gptq), or also site by site.",
+        show_default=_DEFAULT.rounding,
+    ),
+]
+DampingOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="D", help="Of gptq and sequential: more trusts the text less.", show_default=str(_DEFAULT.damping)
+    ),
+]
+ScalesOption = Annotated[
+    Scales | None, typer.Option(help="May scales of weights be negative?", show_default=_DEFAULT.scales)
+]
+ActivationsOption = Annotated[
+    Activations | None,
+    typer.Option(help="Ranges of activations: as they come, or from calibration.", show_default=_DEFAULT.activations),
+]
+ActivationRangeOption = Annotated[
+    ActivationRange | None,
+    typer.Option(help="From smallest to largest, or zero in the middle.", show_default=_DEFAULT.activation_range),
+]
+ActivationGroupSizeOption = Annotated[
+    ActivationGroupSize | None,
+    typer.Option(
+        metavar="N",
+        help="16 to 256 channels of an activation share a scale, or a `token`.",
+        show_default="token",
+    ),
+]
+ClipOption = Annotated[
+    float | None,
+    typer.Option(metavar="R", help="Part of the range of activations that is kept, up to 1.", show_default="searched"),
+]
+Keep8bitOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Sites that keep 8 bits: those where 4 hurt most.", show_default="0")
+]
+TargetBitsOption = Annotated[
+    float | None, typer.Option(metavar="B", help="Mean bits of a weight: more sites keep 8 bits.", show_default="4")
+]
+FormOption = Annotated[
+    Form | None,
+    typer.Option(help="qdq is standard ONNX; nbits is MatMulNBits; integer is MatMulInteger.", show_default="qdq"),
+]
+IncludeOption = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Round only linears with such names; repeatable.")
+]
+ExcludeOption = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Leave linears with such names in float; repeatable.")
+]
+LmHeadOption = Annotated[bool, typer.Option("--lm-head", help="Round the output head too.")]
+SamplesOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Sequences of text.", show_default=str(_DEFAULT.samples))
+]
+SeqLenOption = Annotated[
+    int | None,
+    typer.Option(min=2, metavar="N", help="Tokens in each, BOS included.", show_default=str(_DEFAULT.seq_len)),
+]
+ProviderOption = Annotated[Provider, typer.Option(help="Where ONNX Runtime runs.")]
+SeedOption = Annotated[int, typer.Option(metavar="N", help="Of everything random.")]
+PlanOption = Annotated[Path | None, typer.Option(metavar="FILE", help="A plan that --save-plan wrote.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all of it as JSON too.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]

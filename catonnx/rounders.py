@@ -1,0 +1,182 @@
+"""What rounds the weights of a model, one linear after the other: by themselves, by moments, or site by site.
+
+nearest, mse    each weight by itself
+gptq            rows make up for each other, by the second moment of what the linear reads: that of calibration,
+carried into the new basis, and the error of rounding the activation on its diagonal
+sequential      the same, from what really arrives once all linears before are rounded; the weight is first moved
+to where it makes up for their errors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from catonnx.analysis import Opened
+from catonnx.errors import CalibrationError
+from catonnx.graph.edits import float64_of
+from catonnx.graph.segments import cut
+from catonnx.graph.sites import Linear, Site
+from catonnx.math.curvature import Curvature, curvature
+from catonnx.math.gptq import corrected_weight, gptq
+from catonnx.math.moments import Moments
+from catonnx.math.rounding import Method, QuantizedWeight, quantize_weight
+from catonnx.passes.quantize_weights import Rounder
+from catonnx.progress import Progress
+from catonnx.quality import new_moment
+from catonnx.recipe import Recipe
+from catonnx.runtime.feeds import Feeds
+from catonnx.runtime.stream import Batches, Decision, run_stages
+from catonnx.siteplan import Plan, SitePlan
+
+Dampings = dict[str, float]
+"""Site -> damping that was used where more was needed than asked for; goes into the report."""
+
+
+def make_rounder(
+    opened: Opened,
+    plan: Plan,
+    moments: Mapping[str, Moments],
+    recipe: Recipe,
+    *,
+    feeds: Sequence[Feeds] = (),
+    scratch: Path | None = None,
+    dampings: Dampings | None = None,
+    progress: Progress,
+) -> Rounder:
+    """Return what rounds each weight of a transformed model as the recipe wants it.
+
+    Args:
+        opened: The model in its new basis.
+        plan: Its changes of basis, bits and activation grids.
+        moments: Of all sites in the old basis, whole ones; for `gptq`.
+        recipe: Group size, method, scales and damping.
+        feeds: Calibration inputs; for `sequential`.
+        scratch: A folder for what does not fit into memory; for `sequential`.
+        dampings: Takes down where the damping had to be raised.
+        progress: Told of long steps.
+
+    Raises:
+        CalibrationError: if the moments of a site cannot be used; other errors as `run_stages`.
+    """
+    plans, dampings = plan.by_site(), {} if dampings is None else dampings
+    site_of = {linear: site for site in opened.sites for linear in site.selected}
+    if recipe.rounding == "sequential":
+        assert scratch is not None
+        rounded = _sequential(opened, plans, recipe, feeds, scratch, dampings, progress)
+        return lambda linear, _, __: rounded[linear.name]
+    if recipe.rounding == "gptq":
+        latest: dict[str, Curvature] = {}
+
+        def compensating(linear: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
+            site = site_of[linear]
+            if site.name not in latest:
+                latest.clear()
+                hessian = _hessian(plans[site.name], moments[site.name])
+                latest[site.name] = _curved(site, hessian, recipe, dampings)
+            return _compensated(weight, latest[site.name], plans[site.name], recipe, dtype)
+
+        return compensating
+    method: Method = "nearest" if recipe.rounding == "nearest" else "mse"
+    return lambda linear, weight, dtype: quantize_weight(
+        weight,
+        recipe.group_size,
+        bits=plans[site_of[linear].name].bits,
+        method=method,
+        signed=recipe.scales == "signed",
+        scale_dtype=dtype.numpy(),
+    )
+
+
+def _hessian(plan: SitePlan, moments: Moments) -> np.ndarray:
+    """Return the second moment [d, d] of what a site's linears read: in the new basis, rounded.
+
+    The error of rounding is nearly white, and on average at right angles to what is rounded; its energy in each channel
+    is measured on the rows that calibration kept.
+    """
+    hessian: np.ndarray = new_moment(plan, moments)[0]
+    if plan.grid is None:
+        return hessian
+    rows = plan.transform(moments.width).apply(moments.rows)
+    noise = np.mean((plan.grid.round(rows) - rows) ** 2, axis=0)
+    return np.asarray(hessian + np.diag(noise))
+
+
+def _curved(site: Site, hessian: np.ndarray, recipe: Recipe, dampings: Dampings) -> Curvature:
+    try:
+        result = curvature(hessian, recipe.damping)
+    except ValueError as error:
+        raise CalibrationError(
+            f"the second moment of the activation cannot be used: {error}",
+            where=f"site {site.name}",
+            hint="calibrate on more tokens, raise --damping, or take --rounding mse",
+        ) from error
+    if result.damping > recipe.damping:
+        dampings[site.name] = result.damping
+    return result
+
+
+def _compensated(
+    weight: np.ndarray, curved: Curvature, plan: SitePlan, recipe: Recipe, dtype: ir.DataType
+) -> QuantizedWeight:
+    return gptq(
+        weight,
+        curved,
+        recipe.group_size,
+        bits=plan.bits,
+        signed=recipe.scales == "signed",
+        scale_dtype=dtype.numpy(),
+    )
+
+
+def _sequential(
+    opened: Opened,
+    plans: Mapping[str, SitePlan],
+    recipe: Recipe,
+    feeds: Sequence[Feeds],
+    scratch: Path,
+    dampings: Dampings,
+    progress: Progress,
+) -> dict[str, QuantizedWeight]:
+    rounded: dict[str, QuantizedWeight] = {}
+
+    def visit(site: Site, batches: Batches) -> Decision:
+        plan = plans[site.name]
+        round_rows: Callable[[np.ndarray], np.ndarray] | None = None if plan.grid is None else plan.grid.round
+        hessian, cross = _products(site, batches, round_rows)
+        curved = _curved(site, hessian, recipe, dampings)
+        weights = {}
+        for linear in site.selected:
+            value = linear.node.inputs[1]
+            assert value is not None
+            wanted = corrected_weight(float64_of(value)(), hessian, cross, curved.damping)
+            result = _compensated(wanted, curved, plan, recipe, linear.dtype)
+            rounded[linear.name], weights[linear.name] = result, result.dequantize()
+        return Decision(weights, round_rows)
+
+    run_stages(
+        cut(opened.model, opened.sites),
+        feeds,
+        visit,
+        scratch=scratch,
+        provider=recipe.provider,
+        progress=lambda _, done, total: progress("rounding site by site", done, total),
+    )
+    return rounded
+
+
+def _products(
+    site: Site, batches: Batches, round_rows: Callable[[np.ndarray], np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return E[y^T y] and E[y^T x], [d, d] each: x what the linears read in float, y what they will read."""
+    hessian, cross = np.zeros((site.width, site.width)), np.zeros((site.width, site.width))
+    count = 0
+    for exact, arriving in batches:
+        read = arriving if round_rows is None else round_rows(arriving)
+        hessian += read.T @ read
+        cross += read.T @ exact
+        count += len(read)
+    return hessian / count, cross / count
