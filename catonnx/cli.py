@@ -33,6 +33,7 @@ from catonnx.options import (
     PresetOption,
     ProviderOption,
     QuietOption,
+    RefineOption,
     RoundingOption,
     SamplesOption,
     ScalesOption,
@@ -88,7 +89,8 @@ def _common(
 def inspect_command(
     model: Model,
     calibration: Annotated[
-        str | None, typer.Option(metavar="FILE|self", help="Measure activations too, and predict what rounding does.")
+        list[str] | None,
+        typer.Option(metavar="FILE|self", help="Measure activations too, and predict what rounding does; repeatable."),
     ] = None,
     samples: SamplesOption = None,
     seq_len: SeqLenOption = None,
@@ -99,6 +101,7 @@ def inspect_command(
     transform: TransformOption = None,
     block_size: BlockSizeOption = None,
     hadamard_size: HadamardSizeOption = None,
+    refine: RefineOption = False,
     online: OnlineOption = None,
     max_overhead: MaxOverheadOption = None,
     caches: CachesOption = None,
@@ -127,6 +130,7 @@ def inspect_command(
             transform=transform,
             block_size=block_size,
             hadamard_size=hadamard_size,
+            refine=refine or None,
             online=online,
             max_overhead=max_overhead,
             caches=caches,
@@ -167,6 +171,7 @@ def optimize_command(
     transform: TransformOption = None,
     block_size: BlockSizeOption = None,
     hadamard_size: HadamardSizeOption = None,
+    refine: RefineOption = False,
     online: OnlineOption = None,
     max_overhead: MaxOverheadOption = None,
     caches: CachesOption = None,
@@ -177,9 +182,11 @@ def optimize_command(
     keep_8bit: Keep8bitOption = None,
     target_bits: TargetBitsOption = None,
     calibration: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="FILE|self", help="A .txt, an .npz of feeds, or text that the model writes.", show_default="self"
+            metavar="FILE|self",
+            help="A .txt, an .npz of feeds, or text that the model writes; repeatable, and better mixed.",
+            show_default="self",
         ),
     ] = None,
     samples: SamplesOption = None,
@@ -216,6 +223,7 @@ def optimize_command(
             transform=transform,
             block_size=block_size,
             hadamard_size=hadamard_size,
+            refine=refine or None,
             online=online,
             max_overhead=max_overhead,
             caches=caches,
@@ -243,10 +251,18 @@ def optimize_command(
 
         from catonnx.pipeline import optimize
         from catonnx.planfile import save_plan as write_plan
-        from catonnx.tables import optimized
+        from catonnx.tables import allotted, optimized
 
         with terminal.progress() as progress:
-            report = optimize(model, out, recipe, plan=saved, force=force, progress=progress)
+            report = optimize(
+                model,
+                out,
+                recipe,
+                plan=saved,
+                force=force,
+                progress=progress,
+                announce=lambda rows: None if quiet else terminal.show(*allotted(rows)),
+            )
         if save_plan:
             write_plan(save_plan, report.plan, report.digest, report.recipe)
         if report_json:
@@ -289,6 +305,9 @@ def _wishes(**given: Any) -> dict[str, Any]:
     wishes = {name: value for name, value in given.items() if value is not None}
     for name in ("include", "exclude"):
         wishes[name] = tuple(wishes.get(name, ()))
+    if "calibration" in wishes:
+        first, *more = wishes["calibration"]
+        wishes["calibration"] = (first, *more) if more else first
     for name in ("group_size", "activation_group_size"):
         if name in wishes:
             wishes[name] = int(wishes[name]) if wishes[name].isdigit() else None

@@ -42,7 +42,7 @@ def fit_factors(
     Raises:
         CalibrationError: if no damping makes the blocks invertible.
     """
-    if recipe.transform in ("none", "hadamard"):
+    if recipe.transform in ("none", "hadamard", "spinquant", "flatquant"):
         return []
     assert moments is not None
     if recipe.transform == "smoothquant":

@@ -141,7 +141,7 @@ def inspect(
         load.naming(Path(folder, load.COPY), source.path),
     ):
         work = Path(folder)
-        if recipe.calibration is None:
+        if not recipe.calibration:
             opened = analyse(load.load(source.path), recipe)
             moments: dict[str, Moments] = {}
         else:

@@ -61,6 +61,9 @@ HadamardSizeOption = Annotated[
     int | None,
     typer.Option(metavar="K", help="Width of the Hadamard matrix.", show_default="what shares a scale"),
 ]
+RefineOption = Annotated[
+    bool, typer.Option("--refine", help="Train scales, blocks and clip ratios further, site by site (needs torch).")
+]
 OnlineOption = Annotated[
     Online | None,
     typer.Option(help="May factors that cannot be absorbed stay as nodes?", show_default=_DEFAULT.online),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import zip_longest
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
+from catonnx.allocation import Allotment, allot, with_bits
 from catonnx.analysis import MARK, Opened, analyse, check_something_to_do, check_weights, selected_weights
 from catonnx.errors import OutputError, UsageError
 from catonnx.graph import load
@@ -28,7 +30,7 @@ from catonnx.passes.relu_as_max import ReluAsMax
 from catonnx.plan import check_plan, make_plan, moment_width
 from catonnx.progress import Progress, silent
 from catonnx.quality import RoundedSite, predict
-from catonnx.recipe import SELF, Recipe
+from catonnx.recipe import Recipe
 from catonnx.report import Report
 from catonnx.rounders import Dampings, make_rounder
 from catonnx.runtime.calibrate import MomentRequest, measure
@@ -54,6 +56,7 @@ def optimize(
     plan: Plan | None = None,
     force: bool = False,
     progress: Progress = silent,
+    announce: Callable[[Sequence[Allotment]], None] = lambda _: None,
 ) -> Report:
     """Transform, round, verify and save a model.
 
@@ -64,6 +67,7 @@ def optimize(
         plan: A plan made before for this model and recipe; nothing is fitted then.
         force: Replace `out` if it exists.
         progress: Told of long steps.
+        announce: Told which sites keep 8 bits before anything is changed.
 
     Returns:
         What was done and how well it held; its `plan` can be applied again.
@@ -99,6 +103,13 @@ def optimize(
         with clock("plan"):
             chosen = plan or make_plan(recipe, opened.sites, opened.absorptions, moments, selected_weights)
             predictions = predict(opened.sites, chosen, moments, recipe, selected_weights)
+            allotments = (
+                allot(recipe, chosen, opened.sites, moments, predictions, selected_weights) if plan is None else ()
+            )
+            if allotments:
+                announce(allotments)
+                chosen = with_bits(chosen, allotments)
+                predictions = predict(opened.sites, chosen, moments, recipe, selected_weights)
             changed_caches = _changed_caches(opened, chosen)
             _check_caches_are_empty(opened, changed_caches, feeds[:VERIFIED_RUNS])
 
@@ -203,17 +214,23 @@ def calibration_feeds(
     reference: Path, source: load.Source, opened: Opened, recipe: Recipe, samples: int, progress: Progress
 ) -> list[Feeds]:
     """Return calibration inputs as the recipe wants them, `samples` sequences at most."""
-    return gather(
-        reference,
-        opened.model,
-        source.folder or source.path.parent,
-        recipe.calibration or SELF,
-        samples=min(samples, recipe.samples),
-        seq_len=recipe.seq_len,
-        seed=recipe.seed,
-        provider=recipe.provider,
-        progress=progress,
-    )
+    kinds = recipe.texts
+    share = -(-min(samples, recipe.samples) // len(kinds))
+    parts = [
+        gather(
+            reference,
+            opened.model,
+            source.folder or source.path.parent,
+            kind,
+            samples=share,
+            seq_len=recipe.seq_len,
+            seed=recipe.seed,
+            provider=recipe.provider,
+            progress=progress,
+        )
+        for kind in kinds
+    ]
+    return [sample for turn in zip_longest(*parts) for sample in turn if sample is not None]
 
 
 def measure_sites(

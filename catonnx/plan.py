@@ -15,24 +15,19 @@ from catonnx.errors import CalibrationError, UsageError
 from catonnx.fitting import fit_factors
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import Site
-from catonnx.math.activations import ActivationGrid, fixed_range, search_clip
+from catonnx.learning import learned
 from catonnx.math.factors import Blocks, Factor, FactorKind, Hadamard, Kronecker, Permutation, Scale
 from catonnx.math.hadamard import largest_hadamard_order
 from catonnx.math.moments import Moments
+from catonnx.ranges import open_grid, with_range
 from catonnx.recipe import Recipe
 from catonnx.siteplan import Plan, SitePlan, describe
 
 WIDEST_FREE_BLOCK = 128
 """Blocks chosen by themselves are no wider than the paper's, even where a wider one could be absorbed."""
 
-NARROWEST_GROUP = 16
-"""Channels of an activation that may share a scale where the wanted number does not divide the width."""
-
 _BLOCKED = ("cat", "wush")
 """Transforms that are fitted in blocks."""
-
-RANGE_ROWS = 256
-"""Rows on which the range of an activation is searched."""
 
 
 def block_width(width: int, absorption: Absorption, recipe: Recipe) -> int:
@@ -101,8 +96,19 @@ def make_plan(
     for site in sites:
         absorption, measured = absorptions[site.name], moments.get(site.name)
         factors, notes = _factors(recipe, site, absorption, measured, weights_of)
-        placed = _place(recipe, site, absorption, factors, notes)
-        plans.append(_with_grid(recipe, site, placed, measured))
+        grid, note = open_grid(recipe, site.width)
+        notes.append(note)
+        trained = False
+        if recipe.learns:
+            assert measured is not None
+            start = grid
+            factors, grid, note = learned(recipe, site, absorption, measured, weights_of(site), factors, grid)
+            trained = grid != start
+            notes.append(note)
+        placed = _place(recipe, site, absorption, factors, [note for note in notes if note])
+        if grid is not None and not trained:
+            grid = with_range(recipe, grid, site, placed.transform(site.width), measured)
+        plans.append(dataclasses.replace(placed, grid=grid))
     return Plan(tuple(plans))
 
 
@@ -126,28 +132,6 @@ def _factors(
     if order > 1:
         factors.append(Hadamard(site.width, order))
     return factors, notes
-
-
-def _with_grid(recipe: Recipe, site: Site, plan: SitePlan, moments: Moments | None) -> SitePlan:
-    """Add how the activation is rounded: its range is searched on the rows of calibration, in the new basis."""
-    bits = recipe.activation_bits
-    if bits is None:
-        return plan
-    group, note = recipe.activation_group_size, ""
-    if group is not None and site.width % group:
-        narrowed = math.gcd(group, site.width)
-        group = narrowed if narrowed >= NARROWEST_GROUP else None
-        note = f"no groups of {recipe.activation_group_size} tile {site.width} channels; " + (
-            f"groups of {group} do" if group else "one scale per token instead"
-        )
-    grid = ActivationGrid(bits, recipe.activation_range == "symmetric", group, recipe.clip or 1.0)
-    if recipe.needs_rows and (recipe.activations == "static" or recipe.clip is None):
-        if moments is None or not len(moments.rows):
-            raise CalibrationError("no rows of the activation were kept", where=f"site {site.name}")
-        step = -(-len(moments.rows) // RANGE_ROWS)
-        rows = plan.transform(site.width).apply(moments.rows[::step]).astype(np.float32)
-        grid = fixed_range(rows, grid) if recipe.activations == "static" else search_clip(rows, grid)
-    return dataclasses.replace(plan, grid=grid, why="; ".join(filter(None, [plan.why, note])))
 
 
 def _place(recipe: Recipe, site: Site, absorption: Absorption, factors: list[Factor], notes: list[str]) -> SitePlan:

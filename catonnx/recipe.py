@@ -40,6 +40,7 @@ class Recipe:
             nothing at run time (`wush`: the group size).
         hadamard_size: Width of the Hadamard matrix. None takes the widest group that shares a scale: the group size
             without rounded activations, the whole width where tokens or output channels share one.
+        refine: Whether scales, blocks and clip ratios are trained further on rows of calibration (needs torch).
         online: Whether factors that cannot be absorbed stay as nodes (`all`) or are left out (`none`).
         max_overhead: Multiply-adds of those nodes, as a part of those of the linears: narrower blocks and Hadamard
             matrices are taken where that costs least, until they fit. None sets no bound.
@@ -55,8 +56,8 @@ class Recipe:
         clip: Part of the range of activations that is kept; None searches it for every site.
         keep_8bit: Number of sites whose weights and activations keep 8 bits: those where 4 hurt most.
         target_bits: Mean bits of a weight, between 4 and 8: as many sites keep 8 bits as that allows.
-        calibration: A .txt or .npz file, or `self`; None takes `self`.
-        samples: Number of calibration sequences.
+        calibration: A .txt or .npz file, or `self`, or several of them; None takes `self`.
+        samples: Number of calibration sequences, the same from each of them.
         seq_len: Tokens in each.
         form: `qdq` writes DequantizeLinear (standard ONNX), `nbits` writes MatMulNBits, `integer` MatMulInteger.
         accuracy_level: Of MatMulNBits (form `nbits`): 0 computes in the activation's type, 4 in int8.
@@ -75,11 +76,12 @@ class Recipe:
     transform: TransformName = "cat"
     block_size: int | None = None
     hadamard_size: int | None = None
+    refine: bool = False
     online: Online = "all"
     max_overhead: float | None = None
     caches: Caches = "transformed"
     rounding: Rounding = "mse"
-    damping: float = 0.1
+    damping: float = 0.3
     scales: Scales = "signed"
     activations: Activations = "dynamic"
     activation_range: ActivationRange = "asymmetric"
@@ -87,7 +89,7 @@ class Recipe:
     clip: float | None = None
     keep_8bit: int = 0
     target_bits: float | None = None
-    calibration: str | None = None
+    calibration: str | tuple[str, ...] | None = None
     samples: int = 32
     seq_len: int = 512
     form: Form = "qdq"
@@ -144,7 +146,11 @@ class Recipe:
             f"max_overhead is {self.max_overhead}",
             "0.05 allows 5 % more multiply-adds",
         )
-        yield not 0 <= self.damping <= 10, f"damping is {self.damping}", "0.1 is usual, 10 trusts no measurement at all"
+        yield (
+            not 0 <= self.damping <= 1,
+            f"damping is {self.damping}",
+            "0.3 is usual; more trusts the text less",
+        )
         yield self.keep_8bit < 0, f"keep_8bit is {self.keep_8bit}", "it is a number of sites"
         yield (
             self.target_bits is not None and not 4 <= self.target_bits <= 8,
@@ -206,6 +212,11 @@ class Recipe:
         )
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """What is calibrated on."""
+        return (self.calibration,) if isinstance(self.calibration, str) else self.calibration or (SELF,)
+
+    @property
     def rounds(self) -> bool:
         """Whether weights are rounded."""
         return self.scheme != "float"
@@ -230,7 +241,7 @@ class Recipe:
     @property
     def learns(self) -> bool:
         """Whether the transform is trained (with torch)."""
-        return self.transform in ("spinquant", "flatquant")
+        return self.refine or self.transform in ("spinquant", "flatquant")
 
     @property
     def needs_moments(self) -> bool:

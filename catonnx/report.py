@@ -139,7 +139,7 @@ class Report:
                 _mean([row.sqnr_after for row in rows]),
                 _mean([row.sqnr_weights for row in rows]),
                 _mean([row.sqnr_outputs for row in rows]),
-                " ".join(dict.fromkeys(f"{row.bits}{row.activation and '/' + row.activation}" for row in rows)),
+                ", ".join(dict.fromkeys(" x ".join(filter(None, [str(row.bits), row.activation])) for row in rows)),
                 sum(row.bytes_before for row in rows),
                 sum(row.bytes_after for row in rows),
             )

@@ -157,7 +157,7 @@ def describe(factor: Factor) -> str:
 def describe_grid(grid: ActivationGrid) -> str:
     """Return how an activation is rounded, in a word or two."""
     shared = "static" if grid.fixed else f"group {grid.group_size}" if grid.group_size else "token"
-    return f"{grid.bits} bits per {shared}" if shared != "static" else f"{grid.bits} bits static"
+    return f"{grid.bits} a {shared}" if grid.fixed is None else f"{grid.bits} static"
 
 
 def online_multiply_adds(plan: SitePlan) -> int:

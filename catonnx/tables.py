@@ -15,9 +15,10 @@ from rich.text import Text
 from catonnx.naming import in_common, kind_of, shortened, summed_up, without_numbers
 
 if TYPE_CHECKING:
+    from catonnx.allocation import Allotment
     from catonnx.evaluation import Judged
     from catonnx.inspection import Inspection, SiteView
-    from catonnx.report import Report
+    from catonnx.report import KindRow, Report
 
 _REASONS_SHOWN = 6
 
@@ -70,8 +71,9 @@ def _kinds(report: Report) -> Table:
     kinds = report.kinds()
     names = shortened([kind.kind for kind in kinds])
     unit, scale = _unit([kind.bytes_before for kind in kinds])
+    rounds = any(row.activation or row.bits != report.sites[0].bits for row in report.sites)
     table = _table(
-        *("linears", ">n", "=absorbed", "=online"),
+        *("linears", ">n", "=absorbed", "=online", *(["=bits"] if rounds else [])),
         *(">SQNR\nbefore", ">dB\nafter", ">\nrounded", f">{unit}\nbefore", ">\nafter"),
     )
     for name, kind in zip(names, kinds, strict=True):
@@ -80,16 +82,35 @@ def _kinds(report: Report) -> Table:
             str(kind.linears),
             kind.absorbed.replace(", ", "\n") or "-",
             kind.online.replace(", ", "\n") or "-",
-            *(_number(value, 1) for value in (kind.sqnr_before, kind.sqnr_after, kind.sqnr_weights)),
+            *([kind.bits.replace(", ", "\n")] if rounds else []),
+            *(_number(value, 1) for value in (kind.sqnr_before, kind.sqnr_after, _measured(kind))),
             f"{kind.bytes_before / scale:.1f}",
             f"{kind.bytes_after / scale:.1f}",
         )
     sizes = (sum(kind.bytes_before for kind in kinds), sum(kind.bytes_after for kind in kinds))
     table.add_section()
     table.add_row(
-        "total", str(sum(kind.linears for kind in kinds)), *[""] * 5, *(f"{size / scale:.1f}" for size in sizes)
+        "total",
+        str(sum(kind.linears for kind in kinds)),
+        *[""] * (5 + rounds),
+        *(f"{size / scale:.1f}" for size in sizes),
     )
     return table
+
+
+def _measured(kind: KindRow) -> float | None:
+    return kind.sqnr_weights if kind.sqnr_outputs is None else kind.sqnr_outputs
+
+
+def allotted(rows: Sequence[Allotment]) -> list[RenderableType]:
+    """Return what is shown before bits are given out: the sites that keep 8, and what 4 would cost them."""
+    table = _table("keeps 8 bits", ">weights", ">SQNR dB in 4 bits\npredicted", ">\nmeasured")
+    chosen = sorted((row for row in rows if row.bits == 8), key=lambda row: row.measured_db)
+    for row in chosen:
+        table.add_row(row.site, str(row.weights), _number(row.predicted_db, 1), _number(row.measured_db, 1))
+    weights = sum(row.weights for row in rows)
+    mean = sum(row.bits * row.weights for row in rows) / weights if weights else 4
+    return [table, Text(f"{len(chosen)} of {len(rows)} sites keep 8 bits: {mean:.2f} bits a weight, scales apart")]
 
 
 def _deployed(figures: dict[str, Any]) -> Table:
@@ -107,7 +128,7 @@ def _report_facts(report: Report) -> list[tuple[str, str]]:
         ("verified", f"the same function before rounding: relative L2 {checked['transform_relative_l2']:.1e}"),
     ]
     if "fused" in checked:
-        facts.append(("", f"{checked['fused']} of {checked['linears']} rounded linears run as MatMulNBits"))
+        facts.append(("", f"{checked['fused']} of {checked['linears']} rounded linears run as {_product(report)}"))
         facts += [("", f"{count} x {reason}") for reason, count in summed_up(checked["not_fused"])[:_REASONS_SHOWN]]
     facts += _reasons("left alone", [reason for _, _, reason in report.left])
     facts += _reasons("remarks", [row.why for row in report.sites if row.why])
@@ -119,15 +140,22 @@ def _report_facts(report: Report) -> list[tuple[str, str]]:
         facts.append(("not copied", f"{', '.join(report.not_copied)}: links out of the model's folder"))
     times = ", ".join(f"{step} {seconds:.1f}" for step, seconds in report.steps)
     total = sum(seconds for _, seconds in report.steps)
+    share = report.online_multiply_adds / max(1, report.multiply_adds)
     smaller = f", {before / after:.1f} x smaller" if before > after > 0 else ""
     facts += [
         ("seconds", f"{times}; {total:.1f} in all"),
+        *([("online", f"{_percent(share)} more multiply-adds than the linears alone")] if share else []),
+        *([("damped", f"{len(report.dampings)} sites more than asked for")] if report.dampings else []),
         ("memory", f"{report.peak_memory / 1e6:.0f} MB at most"),
         ("size", f"{before / scale:.1f} -> {after / scale:.1f} {unit} on disk{smaller}"),
         ("saved", report.out),
         ("try it", shlex.join(["catonnx", "evaluate", report.out, "--against", report.source, "--text", "FILE.txt"])),
     ]
     return facts
+
+
+def _product(report: Report) -> str:
+    return "MatMulInteger" if report.recipe["form"] == "integer" else "MatMulNBits"
 
 
 def _structure(sites: Sequence[SiteView]) -> Table:

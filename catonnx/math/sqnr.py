@@ -58,8 +58,7 @@ def concentration_rows(rows: NDArray[Any], group_size: int | None = None, symmet
     noise = size / width * float(np.sum(ranges**2))
     if not noise > 0:
         raise ValueError(f"{len(rows)} rows have no range; concentration needs rows that vary")
-    energy: float = float(np.vdot(rows, rows))
-    return energy / noise
+    return float(np.sum(rows**2) / noise)
 
 
 def concentration_w(weight: NDArray[Any], group_size: int | None, symmetric: bool = True) -> float:

@@ -14,7 +14,7 @@ import pytest
 from catonnx.errors import RuntimeUnavailableError
 from catonnx.math.activations import ActivationGrid
 from catonnx.math.cat import cat_blocks, weight_moment
-from catonnx.math.factors import Blocks, FactorKind, Hadamard, Kronecker, Scale, Transform
+from catonnx.math.factors import Blocks, FactorKind, Hadamard, Kronecker, Permutation, Scale, Transform
 from tests.learned.sites import planted, site
 
 torch = pytest.importorskip("torch", reason="learned methods need PyTorch")
@@ -124,6 +124,27 @@ def test_tied_scales_stay_tied() -> None:
     by_label = scale.vector.reshape(-1, 4)
     np.testing.assert_array_equal(by_label, np.repeat(by_label[:, :1], 4, axis=1))
     assert len(np.unique(by_label)) > 1
+
+
+def test_tied_blocks_stay_tied_when_refined() -> None:
+    sample = site(96, 64, ties=np.arange(96) % 48)
+    tied = np.broadcast_to(np.eye(8) + 0.1, (12, 8, 8))
+    learned = refine(sample, Transform((Blocks(np.array(tied)), Hadamard(96, 96))), effort=SHORT)
+    assert learned.kept
+    blocks = learned.transform.factors[0]
+    assert isinstance(blocks, Blocks)
+    np.testing.assert_array_equal(blocks.matrices[:6], blocks.matrices[6:])
+    assert np.abs(blocks.matrices[0] - blocks.matrices[1]).max() > 1e-3
+
+
+def test_labels_end_where_channels_move() -> None:
+    sample = site(96, 64, ties=np.zeros(96))
+    order = np.random.default_rng(0).permutation(96)
+    learned = refine(sample, Transform((Permutation(order), Scale(np.ones(96)), Hadamard(96, 96))), effort=SHORT)
+    assert learned.kept
+    scale = learned.transform.factors[1]
+    assert isinstance(scale, Scale)
+    assert len(np.unique(scale.vector)) == 96
 
 
 def test_only_the_kinds_asked_for_are_refined() -> None:

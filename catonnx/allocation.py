@@ -1,0 +1,124 @@
+"""Which sites keep 8 bits: those where 4 cost most, as many as a budget allows.
+
+The cost of a site in 4 bits is the energy of the error in its outputs over the energy of the outputs, weights and
+activation rounded to nearest: measured on the rows of calibration, or by its moments.
+
+A site of 8 bits makes 1/289 of that error. Errors of sites add up on their way to the outputs, each relative to what
+it disturbs; so sites are chosen by what they save: each (`keep_8bit`), or per weight (`target_bits`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from catonnx.graph.sites import Site
+from catonnx.math.moments import Moments
+from catonnx.math.rounding import quantize_weight
+from catonnx.math.sqnr import decibels
+from catonnx.quality import Prediction, RoundedSite, new_moment
+from catonnx.recipe import Recipe
+from catonnx.siteplan import Plan, SitePlan
+
+LOWEST, HIGHEST = 4, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Allotment:
+    """The bits of one site, and why.
+
+    Attributes:
+        site: Name of the activation.
+        weights: Number of weights that read it.
+        predicted_db: SQNR of its outputs in 4 bits, predicted by theory; None where it was not.
+        measured_db: The same, measured.
+        bits: What it gets.
+    """
+
+    site: str
+    weights: int
+    predicted_db: float | None
+    measured_db: float
+    bits: int
+
+
+def allot(
+    recipe: Recipe,
+    plan: Plan,
+    sites: Sequence[Site],
+    moments: Mapping[str, Moments],
+    predictions: Mapping[str, Prediction],
+    weights_of: Callable[[Site], Sequence[np.ndarray]],
+) -> tuple[Allotment, ...]:
+    """Choose the bits of every site; all get 4 if the recipe wants no others.
+
+    Args:
+        recipe: Gives the budget, and how weights are rounded.
+        plan: The changes of basis and the grids of activations.
+        sites: Their weights must still be as they were.
+        moments: Of all sites.
+        predictions: Of all sites in 4 bits.
+        weights_of: Returns the weights [d, N] of a site, float64.
+    """
+    if not recipe.keep_8bit and recipe.target_bits is None:
+        return ()
+    plans, rows = plan.by_site(), []
+    for site in sites:
+        weights = weights_of(site)
+        noise = _noise(recipe, plans[site.name], moments[site.name], weights)
+        predicted = predictions.get(site.name)
+        count = sum(weight.size for weight in weights)
+        rows.append(Allotment(site.name, count, predicted.after if predicted else None, decibels(1, noise), LOWEST))
+    wide = _widest(rows, recipe)
+    return tuple(dataclasses.replace(row, bits=HIGHEST) if row.site in wide else row for row in rows)
+
+
+def with_bits(plan: Plan, allotments: Sequence[Allotment]) -> Plan:
+    """Return a plan with these bits; where weights keep 8, the activation does too, over its whole range."""
+    bits = {row.site: row.bits for row in allotments}
+
+    def changed(item: SitePlan) -> SitePlan:
+        if bits.get(item.site, LOWEST) == LOWEST:
+            return item
+        grid = item.grid
+        if grid is not None and grid.fixed is None:
+            grid = dataclasses.replace(grid, bits=8, clip=1.0)
+        elif grid is not None and grid.fixed is not None and grid.bits == LOWEST:
+            steps = (2**8 - 1) / (2**4 - 1) if not grid.symmetric else (2**7 - 1) / (2**3 - 1)
+            grid = dataclasses.replace(grid, bits=8, fixed=(grid.fixed[0] / steps, grid.fixed[1]))
+        return dataclasses.replace(item, bits=8, grid=grid)
+
+    return Plan(tuple(changed(item) for item in plan.sites))
+
+
+def _noise(recipe: Recipe, plan: SitePlan, moments: Moments, weights: Sequence[np.ndarray]) -> float:
+    """Return the mean over the linears of the error's energy in units of their output's."""
+    result, transform = RoundedSite(), plan.transform(moments.width)
+    rows = transform.apply(moments.rows)
+    read = rows if plan.grid is None else plan.grid.round(rows)
+    moment = None if len(rows) else new_moment(plan, moments)
+    for weight in weights:
+        changed = transform.solve(weight)
+        rounded = quantize_weight(changed, recipe.group_size, method="nearest").dequantize()
+        if moment is None:
+            result.add_outputs(rows, read, changed, rounded)
+        else:
+            result.add(moment, changed, rounded - changed)
+    noises = result.output_noise or result.noise
+    return sum(noises) / len(noises) if noises else 0.0
+
+
+def _widest(rows: Sequence[Allotment], recipe: Recipe) -> set[str]:
+    """Return the names of the sites that keep 8 bits."""
+    if recipe.target_bits is None:
+        by_noise = sorted(rows, key=lambda row: row.measured_db)
+        return {row.site for row in by_noise[: recipe.keep_8bit]}
+    spare = (recipe.target_bits - LOWEST) * sum(row.weights for row in rows)
+    chosen = set()
+    for row in sorted(rows, key=lambda row: 10 ** (-row.measured_db / 10) / row.weights, reverse=True):
+        if row.weights * (HIGHEST - LOWEST) <= spare:
+            chosen.add(row.site)
+            spare -= row.weights * (HIGHEST - LOWEST)
+    return chosen
