@@ -107,7 +107,7 @@ def make_plan(
             notes.append(note)
         placed = _place(recipe, site, absorption, factors, [note for note in notes if note])
         if grid is not None and not trained:
-            grid = with_range(recipe, grid, site, placed.transform(site.width), measured)
+            grid = with_range(recipe, grid, site, placed.transform(site.width), measured, weights_of)
         plans.append(dataclasses.replace(placed, grid=grid))
     return Plan(tuple(plans))
 

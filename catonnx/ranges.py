@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,6 +19,9 @@ NARROWEST_GROUP = 16
 
 RANGE_ROWS = 256
 """Rows on which a range is searched."""
+
+RANGE_COLUMNS = 128
+"""Output channels of a linear by which it is judged."""
 
 
 def open_grid(recipe: Recipe, width: int) -> tuple[ActivationGrid | None, str]:
@@ -36,9 +40,16 @@ def open_grid(recipe: Recipe, width: int) -> tuple[ActivationGrid | None, str]:
 
 
 def with_range(
-    recipe: Recipe, grid: ActivationGrid, site: Site, transform: Transform, moments: Moments | None
+    recipe: Recipe,
+    grid: ActivationGrid,
+    site: Site,
+    transform: Transform,
+    moments: Moments | None,
+    weights_of: Callable[[Site], Sequence[np.ndarray]],
 ) -> ActivationGrid:
-    """Return a grid with the range that rounds the rows of calibration best, in the new basis; the same if it is given.
+    """Return a grid with the range that hurts the outputs of a site least, on rows of calibration, in the new basis.
+
+    A range that the recipe gives is left as it is.
 
     Raises:
         CalibrationError: if no rows were kept.
@@ -47,6 +58,16 @@ def with_range(
         return grid
     if moments is None or not len(moments.rows):
         raise CalibrationError("no rows of the activation were kept", where=f"site {site.name}")
-    step = -(-len(moments.rows) // RANGE_ROWS)
-    rows = transform.apply(moments.rows[::step]).astype(np.float32)
-    return fixed_range(rows, grid) if recipe.activations == "static" else search_clip(rows, grid)
+    rows = transform.apply(moments.rows[:: -(-len(moments.rows) // RANGE_ROWS)]).astype(np.float32)
+    weight = _judging(transform, weights_of(site), rows)
+    return (fixed_range if recipe.activations == "static" else search_clip)(rows, grid, weight=weight)
+
+
+def _judging(transform: Transform, weights: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Return some columns of every linear, in the new basis, each linear weighed so that all are equally loud."""
+    parts = []
+    for weight in weights:
+        part = transform.solve(weight[:, :: -(-weight.shape[1] // RANGE_COLUMNS)]).astype(np.float32)
+        loudness = float(np.linalg.norm(rows @ part))
+        parts.append(part / loudness if loudness > 0 else part)
+    return np.concatenate(parts, axis=1)

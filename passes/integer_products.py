@@ -70,7 +70,7 @@ class IntegerProducts(ir.passes.InPlacePass):
             _refuse_groups("activations", grid.group_size, "per token", site.name)
         one = _live_one(constants) if self.provider == "cpu" and wanted else None
         for site, grid in wanted:
-            shape = shapes[site.value]
+            shape = shapes[site.read]
             nodes = Nodes(constants, site.selected[0].node, f"{site.name}/rounded")
             codes = _codes(nodes, site, grid, self.provider, None if shape is None else len(shape))
             for linear in site.selected:
@@ -111,7 +111,7 @@ class _Codes:
 
 
 def _codes(nodes: Nodes, site: Site, grid: ActivationGrid, provider: Provider, rank: int | None) -> _Codes:
-    rows, half = widened(nodes, site.value, site.dtype), 1 << grid.bits - 1
+    rows, half = widened(nodes, site.read, site.dtype), 1 << grid.bits - 1
     # One scale per token inside of QuantizeLinear: not on CUDA, and not for a single vector.
     blocked = provider == "cpu" and grid.fixed is None and rank is not None and rank > 1
     scale, offset = scale_and_offset(nodes, rows, grid, axis=rank - 1 if blocked and rank else -1)

@@ -52,7 +52,7 @@ class QuantizeActivations(ir.passes.InPlacePass):
         constants, shapes = Constants(model.graph, Names(model.graph)), Shapes(model.graph)
         wanted = [(site, grid) for site, grid in self.sites if site.selected]
         for site, grid in wanted:
-            shape = shapes[site.value]
+            shape = shapes[site.read]
             rounded = _rounded(constants, site, grid, None if shape is None else len(shape))
             for linear in site.selected:
                 linear.node.replace_input_with(0, rounded)
@@ -62,7 +62,7 @@ class QuantizeActivations(ir.passes.InPlacePass):
 def _rounded(constants: Constants, site: Site, grid: ActivationGrid, rank: int | None) -> ir.Value:
     nodes = Nodes(constants, site.selected[0].node, f"{site.name}/rounded")
     groups = grid.groups(site.width)
-    rows = widened(nodes, site.value, site.dtype)
+    rows = widened(nodes, site.read, site.dtype)
     if groups > 1:
         rows = nodes("split", "Reshape", rows, _split_shape(constants, rank, groups, site.width))
     scale, offset = scale_and_offset(nodes, rows, grid)
@@ -76,9 +76,9 @@ def _rounded(constants: Constants, site: Site, grid: ActivationGrid, rank: int |
     if offset is not None:
         back = nodes("shift_back", "Add", back, offset, shape=rows.shape)
     if groups > 1:
-        back = nodes("join", "Reshape", back, _joined_shape(nodes, site, rank), shape=site.value.shape)
+        back = nodes("join", "Reshape", back, _joined_shape(nodes, site, rank), shape=site.read.shape)
     if site.dtype != FLOAT:
-        back = nodes("narrow", "Cast", back, dtype=site.dtype, shape=site.value.shape, to=site.dtype)
+        back = nodes("narrow", "Cast", back, dtype=site.dtype, shape=site.read.shape, to=site.dtype)
     return back
 
 
@@ -90,5 +90,5 @@ def _split_shape(constants: Constants, rank: int | None, groups: int, width: int
 
 def _joined_shape(nodes: Nodes, site: Site, rank: int | None) -> ir.Value:
     if rank is None:
-        return nodes("shape", "Shape", site.value, dtype=ir.DataType.INT64)
+        return nodes("shape", "Shape", site.read, dtype=ir.DataType.INT64)
     return nodes.constants(np.array([*[0] * (rank - 1), site.width]), "joined_shape")

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tools import bench_cost, bench_encoder, bench_quality
+from tools import bench_cost, bench_encoder, bench_equivalence
 from tools.bench_subjects import QUICK, Sizes, Subjects
 from tools.machine import surroundings
 from tools.tables import Row, all_well, attempt, markdown, write_json
@@ -34,7 +34,12 @@ Measure = Callable[[Subjects], list[Row]]
 STEPS: dict[str, tuple[Measure, ...]] = {
     # First, because it makes the model that the others measure.
     "time": (bench_cost.optimize_time,),
-    "quality": (bench_quality.equivalence, bench_quality.perplexities, bench_quality.structure, bench_quality.sizes),
+    "quality": (
+        bench_equivalence.equivalence,
+        bench_equivalence.perplexities,
+        bench_equivalence.structure,
+        bench_equivalence.sizes,
+    ),
     "speed": (bench_cost.speed,),
     "minilm": (bench_encoder.cosines,),
     "demo": (bench_cost.demo,),

@@ -1,149 +1,236 @@
-"""Is the transformed model the same function, how much does rounding hurt, and what became of the linears."""
+"""How much quality each scheme and each method keeps: one command, one table, one JSON file.
+
+    python -m tools.bench_quality                     # everything: most of an hour on 2 cores
+    python -m tools.bench_quality --quick             # under ten minutes: the most telling rows, on less text
+    python -m tools.bench_quality --only 'w4a4/cat*'  # rows by name; repeatable
+    python -m tools.bench_quality --resume            # go on where an interrupted run ended
+
+For each row: perplexity; gap = ln(perplexity / float's), and that over the gap of the hadamard row of the same scheme
+and over that of onnxruntime's default quantizer; KL to the float model; top-1 agreement with it; mean SQNR of the
+outputs of the sites; multiply-adds of the nodes that were added, as a part of the linears'; seconds to optimize.
+Calibrated on news, judged on Wikipedia, activations exact. Calibration runs once, and its time is added to every row
+that needs it. Peers come from PyPI and are left out where they are not installed.
+
+Exit codes: 0 no bound missed; 1 one missed, or a row failed; 2 wrong arguments.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import argparse
+import dataclasses
+import datetime
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from catonnx.graph.load import read
-from catonnx.runtime.compare import compare_models
-from catonnx.runtime.evaluate import disk_bytes, evaluate
-from catonnx.runtime.feeds import InputSpec, graph_inputs, token_feeds
-from catonnx.runtime.fusion import fused_ops
-from tools.bench_subjects import CAT, EXACT, FLOAT, NONE, PEER, Subjects, file_of
-from tools.tables import Row
+from threadpoolctl import threadpool_limits
 
-GROUP = "quality"
+import models
+from catonnx.errors import CatonnxError
+from catonnx.runtime.text import TokenStream, pack_text, read_text
+from tools.bench_findings import Finding, bounds, legend, table
+from tools.bench_judging import Judge, judging
+from tools.bench_methods import METHODS, Method
+from tools.bench_workbench import Workbench
+from tools.child import ChildError, run
+from tools.machine import surroundings
+from tools.tables import all_well, markdown, write_json
 
-_EQUAL_ROWS = 4
-"""Rows on which the transformed model is compared with its source: they differ by float rounding or everywhere."""
-
-
-def equivalence(subjects: Subjects) -> list[Row]:
-    """Compare logits of the saved model after transforms, nothing rounded, with the source's."""
-    source = subjects.model / "model.onnx"
-    spec = InputSpec.of(graph_inputs(read(source)))
-    feeds = token_feeds(spec, subjects.rows[:_EQUAL_ROWS])
-    transformed = file_of(subjects.optimized(CAT, scheme="float"))
-    error = compare_models(source, transformed, feeds, outputs=["logits"]).relative_l2
-    what = "float equivalence after transforms, relative L2 of logits"
-    return [Row(GROUP, what, f"{error:.1e}", "<= 1e-4", error <= 1e-4, {"relative_l2": error, "rows": len(feeds)})]
+RESULTS = Path(__file__).resolve().parent / "results" / "quality.json"
+QUICK_ROWS = 4
 
 
-def perplexities(subjects: Subjects) -> list[Row]:
-    """Measure perplexity of the source, of both int4 models and of onnxruntime's own, exact and as deployed."""
-    source = subjects.model / "model.onnx"
-    none, cat = (file_of(subjects.optimized(transform)) for transform in (NONE, CAT))
-    exact_peer, fast_peer = (file_of(subjects.peer(level)) for level in (0, 4))
-    base = _perplexity(subjects, source, {})
-    exact = {
-        NONE: _perplexity(subjects, none, EXACT),
-        CAT: _perplexity(subjects, cat, EXACT),
-        PEER: _perplexity(subjects, exact_peer, {}),
-    }
-    deployed = {
-        NONE: _perplexity(subjects, none, {}),
-        CAT: _perplexity(subjects, cat, {}),
-        PEER: _perplexity(subjects, fast_peer, {}),
-    }
-    count, length = subjects.rows.shape
-    rows = [Row(GROUP, f"perplexity: {FLOAT}", f"{base:.2f} on {count} x {length} tokens", values={"perplexity": base})]
-    for name in (NONE, CAT, PEER):
-        gaps = math.log(exact[name] / base), math.log(deployed[name] / base)
-        shown = f"{exact[name]:.2f}, gap {gaps[0]:.3f}; int8 activations {deployed[name]:.2f}, gap {gaps[1]:.3f}"
-        values = {"exact": exact[name], "deployed": deployed[name], "exact_gap": gaps[0], "deployed_gap": gaps[1]}
-        rows.append(Row(GROUP, f"perplexity, w4a16 group 32: {name}", shown, values=values))
-    over_none = _ratio(base, exact, deployed, NONE)
-    over_peer = _ratio(base, exact, deployed, PEER)
-    return [
-        *rows,
-        _ratio_row("gap of cat over gap of --transform none", over_none, "<= 0.45", over_none[0] <= 0.45),
-        _ratio_row("gap of cat over gap of onnxruntime's quantizer", over_peer, "< 0.5", over_peer[0] < 0.5),
-    ]
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all rows of one file have in common."""
+
+    model: str
+    rows: int
+    row_tokens: int
+    samples: int
+    seq_len: int
 
 
-def _perplexity(subjects: Subjects, path: Path, config: Mapping[str, str]) -> float:
-    value = evaluate(path, subjects.rows, config=config, speed=False).perplexity
-    if value is None:
-        raise ValueError(f"{path} predicts no next token")
-    return value
+class Bench:
+    """Measures rows.
+
+    Args:
+        folder: Of the model.
+        settings: How much is measured.
+        news: Text to calibrate on.
+        bench: The calibrated model.
+        judge: Knows the float model's logits.
+        scratch: An existing folder for rounded models.
+    """
+
+    def __init__(self, folder: Path, news: Path, bench: Workbench, judge: Judge, scratch: Path) -> None:
+        self._folder, self._news, self._bench, self._judge, self._scratch = folder, news, bench, judge, scratch
+
+    def measure(self, method: Method) -> Finding:
+        """Make the model of one row and judge it; a failure becomes a finding, too, so that the next row can go on."""
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        plain = Finding(method.key, date, note=method.note)
+        try:
+            with tempfile.TemporaryDirectory(dir=self._scratch) as place:
+                out = Path(place) / "model.onnx"
+                made = self._peer(method, plain, out) if method.peer else self._own(method, plain, out)
+                return made if made.skipped else self._judged(made, out)
+        except (CatonnxError, ChildError, ArithmeticError, ValueError, RuntimeError, OSError) as error:
+            traceback.print_exc()
+            return dataclasses.replace(plain, failed=f"{type(error).__name__}: {str(error).strip()[:200]}")
+
+    def _judged(self, made: Finding, out: Path) -> Finding:
+        verdict = self._judge.judge(out)
+        return dataclasses.replace(
+            made,
+            perplexity=verdict.perplexity,
+            gap=verdict.gap(self._judge.perplexity),
+            kl_nats=verdict.kl_nats,
+            top1=verdict.top1_agreement,
+        )
+
+    def _own(self, method: Method, plain: Finding, out: Path) -> Finding:
+        rounded = self._bench.round(method.wishes, out)
+        return dataclasses.replace(
+            plain,
+            sqnr_db=rounded.sqnr_db,
+            overhead=rounded.overhead,
+            seconds=rounded.seconds,
+            details={
+                "recipe": method.wishes,
+                "factors": rounded.factors,
+                "notes": rounded.notes,
+                "sites_in_8_bits": rounded.eight,
+                "dampings": rounded.dampings,
+            },
+        )
+
+    def _peer(self, method: Method, plain: Finding, out: Path) -> Finding:
+        arguments = {
+            "peer": method.peer,
+            "model": str(self._folder),
+            "out": str(out),
+            "exclude": list(self._bench.left),
+            "text": str(self._news),
+        }
+        result = run("round_with", arguments).result
+        if "missing" in result:
+            return dataclasses.replace(plain, skipped=f"{result['missing']} is not installed")
+        version = result["version"]
+        note = f"{version}; {plain.note}" if plain.note else version
+        return dataclasses.replace(plain, seconds=result["seconds"], note=note, details={"version": version})
 
 
-def _ratio(base: float, exact: Mapping[str, float], deployed: Mapping[str, float], other: str) -> tuple[float, float]:
-    """Return the ratio of CAT's gap to the other's, exact and as deployed; NaN where the other lost nothing."""
-    first, second = (
-        math.log(own[CAT] / base) / gap if (gap := math.log(own[other] / base)) > 0 else math.nan
-        for own in (exact, deployed)
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = _parser().parse_args(arguments)
+    chosen = _chosen(options.only, options.quick)
+    if not chosen:
+        print(f"no row is called {' or '.join(options.only)}; --list names them", file=sys.stderr)
+        return 2
+    if options.list:
+        print("\n".join(method.key for method in METHODS))
+        return 0
+    folder = options.model or models.path("smollm2")
+    settings = Settings(
+        str(options.model or "SmolLM2-135M-Instruct"),
+        options.rows or (QUICK_ROWS if options.quick else 16),
+        options.row_tokens,
+        options.samples,
+        options.seq_len,
     )
-    return first, second
+    kept = _kept(options.json, settings) if options.resume else {}
+    findings = {key: found for key, found in kept.items() if found.measured}
+    chosen = [method for method in chosen if options.only or method.key not in findings]
+    head = surroundings() | {"quick": options.quick, "settings": dataclasses.asdict(settings)}
+    with tempfile.TemporaryDirectory(prefix="catonnx-bench-") as place, threadpool_limits(1, "blas"):
+        scratch = Path(place)
+        rows = pack_text(
+            read_text(models.path("wikipedia")),
+            TokenStream.load(folder),
+            seq_len=settings.row_tokens,
+            samples=settings.rows,
+        )
+        _say("calibrating")
+        (scratch / "work").mkdir()
+        news = models.path("news")
+        workbench = Workbench(folder, news, settings.samples, settings.seq_len, scratch / "work")
+        _say("running the float model")
+        with judging(workbench.reference, rows, scratch) as judge:
+            head |= {"float_perplexity": judge.perplexity, "calibration_seconds": workbench.calibration_seconds}
+            bench = Bench(folder, news, workbench, judge, scratch)
+            for number, method in enumerate(chosen, 1):
+                begin = time.perf_counter()
+                findings[method.key] = bench.measure(method)
+                _say(f"{number} of {len(chosen)}: {method.key}, {time.perf_counter() - begin:.0f} s")
+                # After every row, so that what was measured survives an interruption.
+                _write(options.json, head, findings)
+    _write(options.json, head, findings)
+    checked = bounds(findings)
+    print(_title(head, settings))
+    print(legend(findings), table(findings), markdown(checked), sep="\n\n")
+    return 0 if all_well(checked) and not any(found.failed for found in findings.values()) else 1
 
 
-def _ratio_row(what: str, ratio: tuple[float, float], bound: str, met: bool) -> Row:
-    exact, deployed = (f"{value:.3f}" if math.isfinite(value) else "no gap to compare with" for value in ratio)
-    shown = f"{exact}; int8 activations {deployed}"
-    known = met if math.isfinite(ratio[0]) else None
-    return Row(GROUP, what, shown, bound, known, {"exact": ratio[0], "deployed": ratio[1]})
+def _chosen(only: Sequence[str] | None, quick: bool) -> list[Method]:
+    if only:
+        return [method for method in METHODS if any(fnmatchcase(method.key, pattern) for pattern in only)]
+    return [method for method in METHODS if not method.only_named and (method.quick or not quick)]
 
 
-def structure(subjects: Subjects) -> list[Row]:
-    """Count fused linears and absorbed factors of the model after CAT."""
-    report = subjects.optimized(CAT)
-    sites: list[dict[str, Any]] = report["sites"]
-    linears = sum(len(site["linears"]) for site in sites)
-    graph = fused_ops(file_of(report))
-    fused = graph.operators["MatMulNBits"]
-    aligned = [site for site in sites if any(_aligns(factor) for factor in site["absorbed"])]
-    mixed = [site for site in aligned if any(factor.startswith("blocks") for factor in site["absorbed"])]
-    attention = [site for site in sites if _one_square(site)]
-    blocks = sorted({factor for site in mixed for factor in site["absorbed"]})
-    return [
-        Row(
-            GROUP,
-            "linears that run as MatMulNBits",
-            f"{fused} of {linears}",
-            "all",
-            fused == linears and not graph.unfused,
-            {"fused": fused, "linears": linears, "unfused": list(graph.unfused)},
-        ),
-        Row(
-            GROUP,
-            "sites with the aligning factor absorbed",
-            f"{len(aligned)} of {len(sites)}",
-            "all",
-            len(aligned) == len(sites),
-            {"absorbed": len(aligned), "sites": len(sites)},
-        ),
-        Row(
-            GROUP,
-            "o_proj sites with a block per head absorbed",
-            f"{len(mixed)} of {len(attention)} ({', '.join(blocks)})",
-            "all",
-            len(mixed) == len(attention),
-            {"absorbed": len(mixed), "o_proj": len(attention), "factors": blocks},
-        ),
-    ]
+def _kept(file: Path, settings: Settings) -> dict[str, Finding]:
+    """Return the findings of an earlier run with the same settings."""
+    if not file.is_file():
+        return {}
+    data = json.loads(file.read_text(encoding="utf-8"))
+    if data["settings"] != dataclasses.asdict(settings):
+        _say(f"{file} was measured with other settings: nothing is kept of it")
+        return {}
+    return {item["key"]: Finding.from_json(item) for item in data["findings"]}
 
 
-def _aligns(factor: str) -> bool:
-    return factor == "scale" or factor.startswith("blocks")
+def _write(file: Path, head: dict[str, Any], findings: dict[str, Finding]) -> None:
+    ordered = [dataclasses.asdict(findings[method.key]) for method in METHODS if method.key in findings]
+    write_json(file, head | {"findings": ordered}, bounds(findings))
 
 
-def _one_square(site: dict[str, Any]) -> bool:
-    """Whether a site is read by one square linear: in a Llama that is the output projection of the attention."""
-    shapes = site["shapes"]
-    return len(shapes) == 1 and shapes[0][0] == shapes[0][1]
+def _title(head: dict[str, Any], settings: Settings) -> str:
+    machine = head["machine"]
+    return (
+        f"{head['date']}, {machine['cpu']}, {machine['cores']} cores, load {machine['load_1_minute']} at the start\n"
+        f"{settings.model}, float perplexity {head['float_perplexity']:.2f} on {settings.rows} x {settings.row_tokens} "
+        f"tokens; calibrated on {settings.samples} x {settings.seq_len} in {head['calibration_seconds']:.0f} s"
+        + ("; quick: too little text for fine differences" if head["quick"] else "")
+        + "\n"
+    )
 
 
-def sizes(subjects: Subjects) -> list[Row]:
-    """Say how large the models are on disk."""
-    paths = {
-        FLOAT: subjects.model / "model.onnx",
-        NONE: file_of(subjects.optimized(NONE)),
-        CAT: file_of(subjects.optimized(CAT)),
-        PEER: file_of(subjects.peer(0)),
-    }
-    found = {name: disk_bytes(path) for name, path in paths.items()}
-    shown = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in found.items())
-    return [Row(GROUP, "size on disk, MB", shown, values=found)]
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bench_quality", description="Measure the quality of every scheme and method; see the file's first lines."
+    )
+    parser.add_argument("--only", action="append", metavar="NAME", help="rows by name or shell pattern; repeatable")
+    parser.add_argument("--list", action="store_true", help="name all rows and end")
+    parser.add_argument("--quick", action="store_true", help=f"the most telling rows on {QUICK_ROWS} rows of text")
+    parser.add_argument("--resume", action="store_true", help="keep rows of the JSON file, unless --only names them")
+    parser.add_argument("--rows", type=int, help="rows of Wikipedia text (default 16)")
+    parser.add_argument("--row-tokens", type=int, default=512, help="tokens in each (default 512)")
+    parser.add_argument("--samples", type=int, default=32, help="calibration texts (default 32)")
+    parser.add_argument("--seq-len", type=int, default=512, help="tokens in each (default 512)")
+    parser.add_argument("--model", type=Path, help="folder of another language model with a tokenizer")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the JSON goes (default tools/results/)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -95,7 +96,19 @@ def peer(model: str, out: str, exclude: list[str], accuracy_level: int) -> dict[
     return {"linears": sum(node.op_type == "MatMulNBits" for node in quantizer.model.model.graph.node)}
 
 
-JOBS: dict[str, Callable[..., dict[str, Any]]] = {"optimize": optimize, "forward": forward, "peer": peer}
+def round_with(**arguments: Any) -> dict[str, Any]:
+    """Round a model with another package's quantizer; see `bench_peers`."""
+    from tools import bench_peers
+
+    return bench_peers.round_with(**arguments)
+
+
+JOBS: dict[str, Callable[..., dict[str, Any]]] = {
+    "optimize": optimize,
+    "forward": forward,
+    "peer": peer,
+    "round_with": round_with,
+}
 
 
 def main() -> None:
@@ -103,7 +116,8 @@ def main() -> None:
     from catonnx.measures import peak_memory
 
     job, arguments = sys.argv[1:3]
-    result = JOBS[job](**json.loads(arguments))
+    with contextlib.redirect_stdout(sys.stderr):  # some quantizers print as they go on
+        result = JOBS[job](**json.loads(arguments))
     print(json.dumps({"result": result, "peak_bytes": peak_memory()}))
 
 

@@ -71,9 +71,14 @@ def markdown(rows: Sequence[Row]) -> str:
         tuple(text.replace("|", "/") for text in (group, row.what, row.bound, row.measured, row.verdict))
         for group, row in zip(shown, rows, strict=True)
     ]
-    widths = [max(3, *(len(line[column]) for line in (_HEADINGS, *cells))) for column in range(len(_HEADINGS))]
-    lines = [_line(_HEADINGS, widths), _line(["-" * width for width in widths], widths)]
-    return "\n".join([*lines, *(_line(line, widths) for line in cells)])
+    return aligned(_HEADINGS, cells)
+
+
+def aligned(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose columns stand below each other."""
+    widths = [max(3, *(len(line[column]) for line in (headings, *lines))) for column in range(len(headings))]
+    ruled = [_line(headings, widths), _line(["-" * width for width in widths], widths)]
+    return "\n".join([*ruled, *(_line(line, widths) for line in lines)])
 
 
 def write_json(file: Path, data: Mapping[str, Any], rows: Sequence[Row]) -> None:

@@ -74,6 +74,13 @@ class Site:
         return self.value.name or ""
 
     @property
+    def read(self) -> ir.Value:
+        """What the linears read now: `value`, or what passes have put behind it."""
+        value = self.linears[0].node.inputs[0]
+        assert value is not None
+        return value
+
+    @property
     def dtype(self) -> ir.DataType:
         """Type of the activation."""
         return self.linears[0].dtype

@@ -15,7 +15,8 @@ import numpy as np
 from catonnx.learned.maps import TorchMap, TorchRotation, TorchRotationPair, mixing_pair, spreading
 from catonnx.learned.site import Array, SiteSample
 from catonnx.learned.training import Effort, Learned, learn
-from catonnx.math.factors import Blocks, Factor, Kronecker, Transform
+from catonnx.math.factors import Blocks, Factor, Hadamard, Kronecker, Transform
+from catonnx.math.hadamard import has_hadamard
 
 WIDEST_DENSE = 1024
 """Channels up to which the rotation is dense: d^3 multiplications a step take 20 ms at 576, and 0.4 s at 1536."""
@@ -35,7 +36,7 @@ def learn_rotation(
 
     Returns:
         One factor: `Blocks` of one block, or above `WIDEST_DENSE` channels the `Kronecker` product of two rotations.
-        If nothing was gained, the start.
+        If nothing was gained, the start: `Hadamard` if there is a matrix of that order.
 
     Raises:
         ValueError: The start is not an orthogonal matrix (d, d).
@@ -55,7 +56,9 @@ def _given(start: Array, width: int) -> tuple[Factor, TorchMap]:
 
 
 def _spreading(width: int) -> tuple[Factor, TorchMap]:
+    hadamard = Hadamard(width, width) if has_hadamard(width) else None  # cheaper than the same matrix written out
     if width <= WIDEST_DENSE:
-        return _given(spreading(width), width)
+        start = spreading(width)
+        return hadamard or Blocks(start[None]), TorchRotation(start)
     first, second = mixing_pair(width)
-    return Kronecker(first, second), TorchRotationPair(first, second)
+    return hadamard or Kronecker(first, second), TorchRotationPair(first, second)

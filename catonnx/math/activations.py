@@ -144,23 +144,44 @@ class ActivationGrid:
         return scale, high * kind(of_high) + low * kind(of_low)
 
 
-def relative_error(rows: Floats, rounded: Floats) -> float:
-    """Return the mean over rows (..., d) of |rounded - x|^2 / |x|^2; rows of zeros are left out."""
+def relative_error(rows: Floats, rounded: Floats, weight: Floats | None = None) -> float:
+    """Return the error of rounding rows, relative to their size; rows of zeros are left out.
+
+    Args:
+        rows: Shape (..., d).
+        rounded: The same rounded.
+        weight: Shape (d, N): the error is that of the outputs ``x W`` then.
+
+    Returns:
+        The mean over rows of ``|rounded - x|^2 / |x|^2``. With a weight ``sum |e|^2 / |y| over sum |y|``, y = x W: half
+        way between each row's own error and the plain one. One token may be hundreds of times larger than all others,
+        and be read by all of them: by its own error it is cheap to cut, by the plain one nothing else counts.
+    """
     flat = rows.reshape(-1, rows.shape[-1])
-    energy = np.einsum("nd,nd->n", flat, flat, dtype=np.float64)
     difference = rounded.reshape(flat.shape) - flat
+    if weight is not None:
+        flat, difference = flat @ weight, difference @ weight
+    energy = np.einsum("nd,nd->n", flat, flat, dtype=np.float64)
     error = np.einsum("nd,nd->n", difference, difference, dtype=np.float64)
     alive = energy > 0
-    return float(np.mean(error[alive] / energy[alive])) if alive.any() else 0.0
+    if not alive.any():
+        return 0.0
+    if weight is None:
+        return float(np.mean(error[alive] / energy[alive]))
+    size = np.sqrt(energy[alive])
+    return float(np.sum(error[alive] / size) / np.sum(size))
 
 
-def search_clip(rows: Floats, grid: ActivationGrid, candidates: Sequence[float] = CLIPS) -> ActivationGrid:
+def search_clip(
+    rows: Floats, grid: ActivationGrid, candidates: Sequence[float] = CLIPS, weight: Floats | None = None
+) -> ActivationGrid:
     """Return a grid with the clip ratio that rounds rows best.
 
     Args:
         rows: Shape (n, d); a few hundred tell as much as all.
         grid: Its clip ratio is replaced.
         candidates: Ratios to try; the first wins a draw.
+        weight: What reads the rows, (d, N): its outputs are judged then; some hundred columns tell as much as all.
 
     Returns:
         The grid of smallest `relative_error`.
@@ -170,10 +191,12 @@ def search_clip(rows: Floats, grid: ActivationGrid, candidates: Sequence[float] 
     """
     _check(rows)
     tried = [replace(grid, clip=clip) for clip in candidates]
-    return min(tried, key=lambda each: relative_error(rows, each.round(rows)))
+    return min(tried, key=lambda each: relative_error(rows, each.round(rows), weight))
 
 
-def fixed_range(rows: Floats, grid: ActivationGrid, candidates: Sequence[float] = STATIC_CLIPS) -> ActivationGrid:
+def fixed_range(
+    rows: Floats, grid: ActivationGrid, candidates: Sequence[float] = STATIC_CLIPS, weight: Floats | None = None
+) -> ActivationGrid:
     """Return a grid with one scale and offset for all tokens, that rounds rows best.
 
     Both ends of an asymmetric range are searched in turn, because large tokens often lie on one side only.
@@ -182,6 +205,7 @@ def fixed_range(rows: Floats, grid: ActivationGrid, candidates: Sequence[float] 
         rows: Shape (n, d); a few hundred tell as much as all.
         grid: Its bits and symmetry are kept, its clip ratio is not used.
         candidates: Parts of the range of all rows to try; the first wins a draw.
+        weight: As for `search_clip`.
 
     Returns:
         The grid of smallest `relative_error`.
@@ -204,7 +228,7 @@ def fixed_range(rows: Floats, grid: ActivationGrid, candidates: Sequence[float] 
         return replace(grid, clip=1.0, fixed=(max(scale, SMALLEST_SCALE), offset))
 
     def error(parts: tuple[float, float]) -> float:
-        return relative_error(rows, spanning(*parts).round(rows))
+        return relative_error(rows, spanning(*parts).round(rows), weight)
 
     best = min(((part, part) for part in candidates), key=error)
     if not grid.symmetric:

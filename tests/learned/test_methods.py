@@ -80,6 +80,14 @@ def test_a_rotation_is_orthogonal_and_dense_or_a_pair(monkeypatch: pytest.Monkey
     assert dense.error_before == pytest.approx(pair.error_before)  # both begin with the Hadamard matrix of order 96
 
 
+@pytest.mark.parametrize("widest", [96, 95])
+def test_a_rotation_that_gains_nothing_is_a_cheap_hadamard_matrix(widest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rotation, "WIDEST_DENSE", widest)
+    learned = learn_rotation(site(96, 64), effort=Effort(steps=0))
+    assert not learned.kept
+    assert learned.transform.factors == (Hadamard(96, 96),)
+
+
 def test_a_rotation_begins_where_it_is_told() -> None:
     start, _ = np.linalg.qr(np.random.default_rng(3).standard_normal((48, 48)))
     learned = learn_rotation(site(48, 64), start=start, effort=Effort(steps=0))
