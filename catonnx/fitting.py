@@ -11,8 +11,9 @@ from catonnx.errors import CalibrationError
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import Site
 from catonnx.math.cat import cat_blocks, cat_scale, tied_mean, weight_moment
-from catonnx.math.factors import Blocks, Factor, Scale
+from catonnx.math.factors import Blocks, Factor, Permutation, Scale
 from catonnx.math.moments import Moments
+from catonnx.math.permuting import gathering_order
 from catonnx.math.smoothing import smooth_scale
 from catonnx.math.wush import wush_blocks
 from catonnx.recipe import Recipe
@@ -45,9 +46,28 @@ def fit_factors(
     if recipe.transform in ("none", "hadamard", "spinquant", "flatquant"):
         return []
     assert moments is not None
+    order = _gathering(recipe, absorption, moments, weights_of(site), block) if recipe.permute and block > 1 else None
+    if order is not None:
+        moved, weights = moments.permuted(order), [weight[order] for weight in weights_of(site)]
+        return [Permutation(order), fit_alignment(site, absorption, moved, weights, block, _SOLVERS[recipe.transform])]
     if recipe.transform == "smoothquant":
         return [_smoothing(absorption, moments, weights_of(site))]
     return [fit_alignment(site, absorption, moments, weights_of(site), block, _SOLVERS[recipe.transform])]
+
+
+def _gathering(
+    recipe: Recipe, absorption: Absorption, moments: Moments, weights: Sequence[np.ndarray], block: int
+) -> np.ndarray | None:
+    """Return an order that gathers channels that are alike into blocks; None if it gains nothing or would run online.
+
+    A Gather of all channels takes longer than the blocks themselves.
+    """
+    if recipe.transform not in ("cat", "wush") or block == moments.width:
+        return None
+    joint = balanced(weights, moments.diagonal())
+    order = gathering_order(moments.second_moment()[0], sum(weight @ weight.T for weight in joint), block)
+    stays = bool((order == np.arange(moments.width)).all())
+    return None if stays or not absorption.can_permute(order) else order
 
 
 _SOLVERS = {"scale": cat_blocks, "cat": cat_blocks, "wush": wush_blocks}

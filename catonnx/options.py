@@ -61,6 +61,7 @@ HadamardSizeOption = Annotated[
     int | None,
     typer.Option(metavar="K", help="Width of the Hadamard matrix.", show_default="what shares a scale"),
 ]
+PermuteOption = Annotated[bool, typer.Option("--permute", help="Gather channels that are alike into blocks.")]
 RefineOption = Annotated[
     bool, typer.Option("--refine", help="Train scales, blocks and clip ratios further, site by site (needs torch).")
 ]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from catonnx.budget import affordable
 from catonnx.errors import CalibrationError, UsageError
 from catonnx.fitting import fit_factors
 from catonnx.graph.absorb import Absorption
@@ -92,24 +93,43 @@ def make_plan(
     Raises:
         CalibrationError: if moments are missing or so ill-conditioned that no damping helps.
     """
-    plans = []
-    for site in sites:
-        absorption, measured = absorptions[site.name], moments.get(site.name)
-        factors, notes = _factors(recipe, site, absorption, measured, weights_of)
-        grid, note = open_grid(recipe, site.width)
-        notes.append(note)
-        trained = False
-        if recipe.learns:
-            assert measured is not None
-            start = grid
-            factors, grid, note = learned(recipe, site, absorption, measured, weights_of(site), factors, grid)
-            trained = grid != start
-            notes.append(note)
-        placed = _place(recipe, site, absorption, factors, [note for note in notes if note])
-        if grid is not None and not trained:
-            grid = with_range(recipe, grid, site, placed.transform(site.width), measured, weights_of)
-        plans.append(dataclasses.replace(placed, grid=grid))
-    return Plan(tuple(plans))
+
+    def outline(wish: Recipe, site: Site) -> SitePlan:
+        factors, notes = _factors(wish, site, absorptions[site.name], moments.get(site.name), weights_of)
+        grid, note = open_grid(wish, site.width)
+        placed = _place(wish, site, absorptions[site.name], factors, [*notes, *([note] if note else [])])
+        return dataclasses.replace(placed, grid=grid)
+
+    wishes = affordable(recipe, sites, moments, weights_of, outline)
+    plans = (outline(wishes[site.name], site) for site in sites)
+    return Plan(
+        tuple(
+            _finished(recipe, site, absorptions[site.name], plan, moments.get(site.name), weights_of)
+            for site, plan in zip(sites, plans, strict=True)
+        )
+    )
+
+
+def _finished(
+    recipe: Recipe,
+    site: Site,
+    absorption: Absorption,
+    plan: SitePlan,
+    moments: Moments | None,
+    weights_of: Callable[[Site], Sequence[np.ndarray]],
+) -> SitePlan:
+    """Train what is to be trained, and find the range of the activation."""
+    trained = False
+    if recipe.learns:
+        assert moments is not None
+        factors, grid, note = learned(recipe, site, absorption, moments, weights_of(site), plan.factors, plan.grid)
+        trained = grid != plan.grid
+        notes = [remark for remark in (plan.why, note) if remark]
+        plan = dataclasses.replace(_place(recipe, site, absorption, factors, notes), grid=grid)
+    if plan.grid is None or trained:
+        return plan
+    grid = with_range(recipe, plan.grid, site, plan.transform(site.width), moments, weights_of)
+    return dataclasses.replace(plan, grid=grid)
 
 
 def _factors(

@@ -29,6 +29,7 @@ SHAPING = (
     "transform",
     "block_size",
     "hadamard_size",
+    "permute",
     "refine",
     "online",
     "max_overhead",

@@ -40,6 +40,8 @@ class Recipe:
             nothing at run time (`wush`: the group size).
         hadamard_size: Width of the Hadamard matrix. None takes the widest group that shares a scale: the group size
             without rounded activations, the whole width where tokens or output channels share one.
+        permute: Whether channels are gathered into blocks with those that they are most alike, where the nodes before
+            take up the new order; it matters to blocks that run online.
         refine: Whether scales, blocks and clip ratios are trained further on rows of calibration (needs torch).
         online: Whether factors that cannot be absorbed stay as nodes (`all`) or are left out (`none`).
         max_overhead: Multiply-adds of those nodes, as a part of those of the linears: narrower blocks and Hadamard
@@ -76,6 +78,7 @@ class Recipe:
     transform: TransformName = "cat"
     block_size: int | None = None
     hadamard_size: int | None = None
+    permute: bool = False
     refine: bool = False
     online: Online = "all"
     max_overhead: float | None = None
@@ -254,7 +257,7 @@ class Recipe:
     @property
     def needs_whole_moments(self) -> bool:
         """Whether products of all pairs of channels are needed, not only within blocks."""
-        return self.rounding == "gptq"
+        return self.rounding == "gptq" or self.permute
 
     @property
     def needs_rows(self) -> bool:

@@ -188,3 +188,27 @@ def test_the_command_line_refuses_groups_in_integer_products(
 ) -> None:
     options = "--scheme", "w4a4", "--form", "integer", "--group-size", "32"
     assert_refused(capfd, 2, "cannot scale groups of 32 rows", tiny_llama, tmp_path / "out", *options)
+
+
+def test_a_permutation_is_taken_up_where_blocks_run_online(tiny_llama: Path, tmp_path: Path) -> None:
+    report = _optimize(tiny_llama, tmp_path / "out", block_size=16, permute=True)
+    assert report.verification["transform_relative_l2"] < 1e-4
+    moved = [row for row in report.sites if "permutation" in row.absorbed]
+    assert moved
+    assert all("down_proj" in row.linears[0] for row in moved)
+    assert not any("permutation" in row.online for row in report.sites)
+    plain = _optimize(tiny_llama, tmp_path / "plain", block_size=16)
+    before = {row.site: row.sqnr_after or 0.0 for row in plain.sites}
+    assert all((row.sqnr_after or 0.0) > before[row.site] for row in moved)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.2, 10.0])
+def test_the_overhead_stays_within_its_bound(share: float, tiny_llama: Path, tmp_path: Path) -> None:
+    wishes = {"scheme": "w4a4", "group_size": None, "block_size": 16}
+    report = _optimize(tiny_llama, tmp_path / "out", max_overhead=share, **wishes)
+    assert report.online_multiply_adds <= share * report.multiply_adds
+    if share == 10:
+        free = _optimize(tiny_llama, tmp_path / "free", **wishes)
+        assert 0 < report.online_multiply_adds <= free.online_multiply_adds
+        for own, other in zip(report.sites, free.sites, strict=True):
+            assert (own.sqnr_after or 0) >= (other.sqnr_after or 0) - 1e-9

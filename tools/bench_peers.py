@@ -92,7 +92,7 @@ def _onnxsim_quarot(model: Path, out: Path, _: list[str], __: Path) -> None:
 
 
 def _opset_21(model: Path, out: Path) -> Any:
-    """Return a model in opset 21 with types and shapes: without them onnxsim gives it back unchanged, without a word."""
+    """Return a model in opset 21 with types and shapes: else onnxsim gives it back unchanged, and says nothing."""
     import onnx
 
     from catonnx.graph.load import load

@@ -2,7 +2,7 @@
 
     python -m tools.bench_quality                     # everything: most of an hour on 2 cores
     python -m tools.bench_quality --quick             # under ten minutes: the most telling rows, on less text
-    python -m tools.bench_quality --only 'w4a4/cat*'  # rows by name; repeatable
+    python -m tools.bench_quality --only 'w4a4/cat*'  # measure rows by name again; the file keeps its others
     python -m tools.bench_quality --resume            # go on where an interrupted run ended
 
 For each row: perplexity; gap = ln(perplexity / float's), and that over the gap of the hadamard row of the same scheme
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.samples,
         options.seq_len,
     )
-    kept = _kept(options.json, settings) if options.resume else {}
+    kept = _kept(options.json, settings) if options.resume or options.only else {}
     findings = {key: found for key, found in kept.items() if found.measured}
     chosen = [method for method in chosen if options.only or method.key not in findings]
     head = surroundings() | {"quick": options.quick, "settings": dataclasses.asdict(settings)}
@@ -219,10 +219,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bench_quality", description="Measure the quality of every scheme and method; see the file's first lines."
     )
-    parser.add_argument("--only", action="append", metavar="NAME", help="rows by name or shell pattern; repeatable")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="NAME",
+        help="measure rows by name or shell pattern, keep the others of the file; repeatable",
+    )
     parser.add_argument("--list", action="store_true", help="name all rows and end")
     parser.add_argument("--quick", action="store_true", help=f"the most telling rows on {QUICK_ROWS} rows of text")
-    parser.add_argument("--resume", action="store_true", help="keep rows of the JSON file, unless --only names them")
+    parser.add_argument("--resume", action="store_true", help="measure only what the JSON file has not yet")
     parser.add_argument("--rows", type=int, help="rows of Wikipedia text (default 16)")
     parser.add_argument("--row-tokens", type=int, default=512, help="tokens in each (default 512)")
     parser.add_argument("--samples", type=int, default=32, help="calibration texts (default 32)")

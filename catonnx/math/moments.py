@@ -142,6 +142,19 @@ class Moments:
             self.to_arrays() | {"sums": np.einsum("npipj->npij", split).reshape(-1, block, block)}
         )
 
+    def permuted(self, order: NDArray[np.intp]) -> Moments:
+        """Return new moments whose channel j is this one's channel ``order[j]``.
+
+        Raises:
+            ValueError: Products of all pairs of channels were not kept.
+        """
+        if self.block != self.width:
+            raise ValueError(f"blocks of {self.block} of {self.width} channels cannot be permuted; keep them whole")
+        arrays = self.to_arrays()
+        arrays["sums"] = self.sums[:, order][:, :, order]
+        arrays |= {"maximum": self.maximum[order], "rows": self.rows[:, order]}
+        return Moments.from_arrays(arrays)
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return arrays that `from_arrays` reads back."""
         return {
