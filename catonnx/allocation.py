@@ -1,7 +1,7 @@
 """Which sites keep 8 bits: those where 4 cost most, as many as a budget allows.
 
-The cost of a site in 4 bits is the energy of the error in its outputs over the energy of the outputs, weights and
-activation rounded to nearest: measured on the rows of calibration, or by its moments.
+The cost of a site in 4 bits is the error in its outputs relative to these, weights and activation rounded to nearest:
+measured on the rows of calibration, each counted so that no single loud token decides, or by its moments.
 
 A site of 8 bits makes 1/289 of that error. Errors of sites add up on their way to the outputs, each relative to what
 it disturbs; so sites are chosen by what they save: each (`keep_8bit`), or per weight (`target_bits`).
@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from catonnx.analysis import Opened, selected_weights
 from catonnx.graph.sites import Site
+from catonnx.math.activations import relative_error
 from catonnx.math.moments import Moments
 from catonnx.math.rounding import quantize_weight
-from catonnx.math.sqnr import decibels
-from catonnx.quality import Prediction, RoundedSite, new_moment
+from catonnx.math.sqnr import decibels, output_energy
+from catonnx.plan import make_plan
+from catonnx.quality import Prediction, new_moment, predict
 from catonnx.recipe import Recipe
 from catonnx.siteplan import Plan, SitePlan
 
@@ -44,6 +47,29 @@ class Allotment:
     bits: int
 
 
+def decide(
+    opened: Opened,
+    moments: Mapping[str, Moments],
+    recipe: Recipe,
+    announce: Callable[[Sequence[Allotment]], None] = lambda _: None,
+) -> Plan:
+    """Return the plan of a model, bits included.
+
+    Args:
+        opened: The model, as it was.
+        moments: Of all sites, where the recipe needs them.
+        recipe: What was asked for.
+        announce: Told who gets how many bits, if not all get 4.
+    """
+    plan = make_plan(recipe, opened.sites, opened.absorptions, moments, selected_weights)
+    if not recipe.keep_8bit and recipe.target_bits is None:
+        return plan
+    predictions = predict(opened.sites, plan, moments, recipe, selected_weights)
+    allotments = allot(recipe, plan, opened.sites, moments, predictions, selected_weights)
+    announce(allotments)
+    return with_bits(plan, allotments)
+
+
 def allot(
     recipe: Recipe,
     plan: Plan,
@@ -52,7 +78,7 @@ def allot(
     predictions: Mapping[str, Prediction],
     weights_of: Callable[[Site], Sequence[np.ndarray]],
 ) -> tuple[Allotment, ...]:
-    """Choose the bits of every site; all get 4 if the recipe wants no others.
+    """Choose the bits of every site.
 
     Args:
         recipe: Gives the budget, and how weights are rounded.
@@ -62,8 +88,6 @@ def allot(
         predictions: Of all sites in 4 bits.
         weights_of: Returns the weights [d, N] of a site, float64.
     """
-    if not recipe.keep_8bit and recipe.target_bits is None:
-        return ()
     plans, rows = plan.by_site(), []
     for site in sites:
         weights = weights_of(site)
@@ -94,8 +118,8 @@ def with_bits(plan: Plan, allotments: Sequence[Allotment]) -> Plan:
 
 
 def _noise(recipe: Recipe, plan: SitePlan, moments: Moments, weights: Sequence[np.ndarray]) -> float:
-    """Return the mean over the linears of the error's energy in units of their output's."""
-    result, transform = RoundedSite(), plan.transform(moments.width)
+    """Return the mean over the linears of the error of their outputs in 4 bits, relative to these."""
+    transform, noises = plan.transform(moments.width), []
     rows = transform.apply(moments.rows)
     read = rows if plan.grid is None else plan.grid.round(rows)
     moment = None if len(rows) else new_moment(plan, moments)
@@ -103,10 +127,9 @@ def _noise(recipe: Recipe, plan: SitePlan, moments: Moments, weights: Sequence[n
         changed = transform.solve(weight)
         rounded = quantize_weight(changed, recipe.group_size, method="nearest").dequantize()
         if moment is None:
-            result.add_outputs(rows, read, changed, rounded)
-        else:
-            result.add(moment, changed, rounded - changed)
-    noises = result.output_noise or result.noise
+            noises.append(relative_error(rows @ changed, read @ rounded, by_size=True))
+        elif (signal := output_energy(moment, changed)) > 0:
+            noises.append(output_energy(moment, rounded - changed) / signal)
     return sum(noises) / len(noises) if noises else 0.0
 
 

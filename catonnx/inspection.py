@@ -14,12 +14,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from catonnx.analysis import Opened, analyse, selected_weights
+from catonnx.calibrating import calibration_feeds, measure_sites
 from catonnx.graph import load
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import Site
 from catonnx.math.moments import Moments
 from catonnx.math.sqnr import concentration_w, concentration_x, decibels, output_energy
-from catonnx.pipeline import calibration_feeds, measure_sites
 from catonnx.plan import check_plan, make_plan
 from catonnx.progress import Progress, silent
 from catonnx.quality import predict

@@ -7,45 +7,35 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from itertools import zip_longest
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from catonnx.allocation import Allotment, allot, with_bits
+from catonnx.allocation import Allotment, decide
 from catonnx.analysis import MARK, Opened, analyse, check_something_to_do, check_weights, selected_weights
+from catonnx.calibrating import calibration_feeds, measure_sites
 from catonnx.errors import OutputError, UsageError
 from catonnx.graph import load
 from catonnx.graph.outputs import with_outputs
 from catonnx.graph.save import RESULT_MARK, copy_companions, staged, write_beside, write_model
-from catonnx.math.moments import Moments
 from catonnx.measures import Clock, bytes_of, peak_memory, versions
 from catonnx.outcome import observer, rows_of
-from catonnx.passes.absorb import Absorb, AbsorbedTransform
-from catonnx.passes.insert import Insert, OnlineTransform
-from catonnx.passes.integer_products import IntegerProducts
-from catonnx.passes.quantize_activations import QuantizeActivations
-from catonnx.passes.quantize_weights import Observer, QuantizeWeights, Rounder
-from catonnx.passes.relu_as_max import ReluAsMax
-from catonnx.plan import check_plan, make_plan, moment_width
+from catonnx.plan import check_plan
 from catonnx.progress import Progress, silent
 from catonnx.quality import RoundedSite, predict
 from catonnx.recipe import Recipe
 from catonnx.report import Report
+from catonnx.rewriting import transform, write_rounded
 from catonnx.rounders import Dampings, make_rounder
-from catonnx.runtime.calibrate import MomentRequest, measure
 from catonnx.runtime.compare import SitePair
 from catonnx.runtime.feeds import Feeds, graph_inputs
-from catonnx.runtime.samples import gather, shortened
+from catonnx.runtime.samples import shortened
 from catonnx.runtime.verify import Verifier
 from catonnx.siteplan import Plan, online_multiply_adds
 
 VERIFIED_RUNS = 2
 VERIFIED_TOKENS = 256
 """Calibration runs, and the tokens of each, on which source and result are compared."""
-
-KEPT_ROWS = 512
-"""Rows of every activation that calibration keeps, where ranges are searched or something is learned."""
 
 
 def optimize(
@@ -101,21 +91,13 @@ def optimize(
             moments = measure_sites(opened, work, feeds, recipe, progress) if fits else {}
 
         with clock("plan"):
-            chosen = plan or make_plan(recipe, opened.sites, opened.absorptions, moments, selected_weights)
+            chosen = decide(opened, moments, recipe, announce) if plan is None else plan
             predictions = predict(opened.sites, chosen, moments, recipe, selected_weights)
-            allotments = (
-                allot(recipe, chosen, opened.sites, moments, predictions, selected_weights) if plan is None else ()
-            )
-            if allotments:
-                announce(allotments)
-                chosen = with_bits(chosen, allotments)
-                predictions = predict(opened.sites, chosen, moments, recipe, selected_weights)
             changed_caches = _changed_caches(opened, chosen)
             _check_caches_are_empty(opened, changed_caches, feeds[:VERIFIED_RUNS])
 
         with clock("transform"):
-            Absorb(_absorbed(opened, chosen))(graph_model)
-            Insert(_online(opened, chosen))(graph_model)
+            transform(opened, chosen)
             graph_model.metadata_props[MARK] = recipe.scheme
             transformed = work / "transformed.onnx" if recipe.rounds else stage / "model.onnx"
             (write_beside if recipe.rounds else write_model)(graph_model, transformed)
@@ -185,21 +167,6 @@ def optimize(
     return report
 
 
-def write_rounded(opened: Opened, plan: Plan, rounder: Rounder, observe: Observer, progress: Progress) -> None:
-    """Round a transformed model in place, in the form that its recipe wants."""
-    recipe, plans = opened.recipe, plan.by_site()
-    linears = tuple(linear for site in opened.sites for linear in site.selected)
-    grids = tuple((site, grid) for site in opened.sites if (grid := plans[site.name].grid) is not None)
-    if recipe.form == "integer":
-        IntegerProducts(grids, rounder, recipe.provider, observe, progress)(opened.model)
-        return
-    level = recipe.kernel_level
-    QuantizeWeights(linears, rounder, recipe.form, level, observe, progress)(opened.model)
-    QuantizeActivations(grids)(opened.model)
-    if recipe.form == "qdq":
-        ReluAsMax(linears)(opened.model)
-
-
 def _check_places(source: load.Source, out: Path) -> None:
     target = out.resolve()
     if source.folder is not None and target.is_relative_to(source.folder.resolve()):
@@ -208,62 +175,6 @@ def _check_places(source: load.Source, out: Path) -> None:
         raise OutputError("the model lies inside the output folder", where=out, hint="choose another place")
     if Path.cwd().resolve().is_relative_to(target):
         raise OutputError("the output is the current folder, or holds it", where=out, hint="name a new folder")
-
-
-def calibration_feeds(
-    reference: Path, source: load.Source, opened: Opened, recipe: Recipe, samples: int, progress: Progress
-) -> list[Feeds]:
-    """Return calibration inputs as the recipe wants them, `samples` sequences at most."""
-    kinds = recipe.texts
-    share = -(-min(samples, recipe.samples) // len(kinds))
-    parts = [
-        gather(
-            reference,
-            opened.model,
-            source.folder or source.path.parent,
-            kind,
-            samples=share,
-            seq_len=recipe.seq_len,
-            seed=recipe.seed,
-            provider=recipe.provider,
-            progress=progress,
-        )
-        for kind in kinds
-    ]
-    return [sample for turn in zip_longest(*parts) for sample in turn if sample is not None]
-
-
-def measure_sites(
-    opened: Opened, work: Path, feeds: Sequence[Feeds], recipe: Recipe, progress: Progress
-) -> dict[str, Moments]:
-    """Run the model up to its last site and sum up what flows into each."""
-    requests = {
-        site.name: MomentRequest(
-            site.name,
-            site.width,
-            moment_width(site.width, opened.absorptions[site.name], recipe),
-            KEPT_ROWS if recipe.needs_rows else 0,
-        )
-        for site in opened.sites
-    }
-    cut = work / "calibrate.onnx"
-    write_beside(with_outputs(opened.model, {site.name: site.dtype for site in opened.sites}), cut)
-    with load.naming(cut, work / load.COPY):
-        return measure(cut, requests, feeds, provider=recipe.provider, progress=progress)
-
-
-def _absorbed(opened: Opened, plan: Plan) -> tuple[AbsorbedTransform, ...]:
-    plans = plan.by_site()
-    return tuple(
-        AbsorbedTransform(site, absorption.writers, plans[site.name].absorbed, absorption.permutable)
-        for site in opened.sites
-        if plans[site.name].absorbed and (absorption := opened.absorptions[site.name])
-    )
-
-
-def _online(opened: Opened, plan: Plan) -> tuple[OnlineTransform, ...]:
-    plans = plan.by_site()
-    return tuple(OnlineTransform(site, plans[site.name].online) for site in opened.sites if plans[site.name].online)
 
 
 def _changed_caches(opened: Opened, plan: Plan) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("catonnx.quality", "catonnx.analysis"),
     ("catonnx.budget",),
     ("catonnx.plan", "catonnx.planfile", "catonnx.report"),
-    ("catonnx.rounders", "catonnx.outcome", "catonnx.allocation"),
+    ("catonnx.rounders", "catonnx.outcome", "catonnx.allocation", "catonnx.calibrating", "catonnx.rewriting"),
     ("catonnx.pipeline",),
     ("catonnx.evaluation", "catonnx.inspection"),
     ("catonnx",),

@@ -40,7 +40,7 @@ class Method:
         quick: Whether `--quick` measures it.
         baseline: Whether it is somebody else's method, to be better than.
         peer: Who makes it, in `bench_peers`; empty if it is made by ourselves.
-        only_named: Whether it is so slow that it is measured only where `--only` names it.
+        only_named: Whether it is measured only where `--only` names it, for it is slow or tells little more.
     """
 
     scheme: str
@@ -81,9 +81,10 @@ METHODS: tuple[Method, ...] = (
     Method(TOKEN, "onnxsim quarot", note="weights in groups of 32, symmetric", peer="onnxsim quarot", baseline=True),
     Method(TOKEN, "scale + hadamard", {**_CAT, "block_size": 1}),
     Method(TOKEN, "cat 16", {**_CAT, "block_size": 16}),
-    Method(TOKEN, "cat 32", {**_CAT, "block_size": 32}),
+    Method(TOKEN, "cat 32", {**_CAT, "block_size": 32}, only_named=True),
     Method(TOKEN, "cat 64", {**_CAT, "block_size": 64}),
     Method(TOKEN, CAT_128, {**_CAT, "block_size": 144}, quick=True),
+    Method(TOKEN, "cat 144/128 + permute", {**_CAT, "block_size": 144, "permute": True}, "alike channels gathered"),
     Method(TOKEN, "cat full", {**_CAT, "block_size": 1 << 20}, "one block as wide as the site"),
     Method(TOKEN, CAT, _CAT, "only the blocks that are free", quick=True),
     Method(TOKEN, "wush", _WUSH),
@@ -95,6 +96,7 @@ METHODS: tuple[Method, ...] = (
     Method(GROUPS, HADAMARD, _HADAMARD, quick=True, baseline=True),
     Method(GROUPS, CAT, _CAT, quick=True),
     Method(GROUPS, "wush", _WUSH, "blocks of 64"),
+    Method(GROUPS, "cat + gptq", {**_CAT, **_GPTQ}),
     Method(GROUPS, "cat + sequential", {**_CAT, **_SEQUENTIAL}),
     Method(WEIGHTS, DEFAULT_PEER, note="RTN, symmetric", quick=True, peer=DEFAULT_PEER, baseline=True),
     Method(WEIGHTS, "onnxruntime k_quant", note="asymmetric", peer="onnxruntime k_quant", baseline=True),

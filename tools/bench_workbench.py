@@ -13,20 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from catonnx.allocation import allot, with_bits
+from catonnx.allocation import decide
 from catonnx.analysis import Opened, analyse, selected_weights
+from catonnx.calibrating import calibration_feeds, measure_sites
 from catonnx.graph import load
 from catonnx.graph.save import write_model
 from catonnx.math.moments import Moments
 from catonnx.outcome import observer, rows_of
-from catonnx.passes.absorb import Absorb
-from catonnx.passes.insert import Insert
-from catonnx.pipeline import _absorbed, _online, calibration_feeds, measure_sites, write_rounded
-from catonnx.plan import make_plan, moment_width
+from catonnx.plan import moment_width
 from catonnx.progress import silent
 from catonnx.quality import RoundedSite, predict
 from catonnx.recipe import Recipe
 from catonnx.report import SiteRow
+from catonnx.rewriting import transform, write_rounded
 from catonnx.rounders import Dampings, make_rounder
 from catonnx.runtime.feeds import Feeds
 from catonnx.siteplan import Plan, describe, online_multiply_adds
@@ -108,14 +107,9 @@ class Workbench:
         begin = time.perf_counter()
         opened = self.open(wishes)
         recipe, moments = opened.recipe, self._seen(opened)
-        plan = make_plan(recipe, opened.sites, opened.absorptions, moments, selected_weights)
+        plan = decide(opened, moments, recipe)
         predictions = predict(opened.sites, plan, moments, recipe, selected_weights)
-        allotments = allot(recipe, plan, opened.sites, moments, predictions, selected_weights)
-        if allotments:
-            plan = with_bits(plan, allotments)
-            predictions = predict(opened.sites, plan, moments, recipe, selected_weights)
-        Absorb(_absorbed(opened, plan))(opened.model)
-        Insert(_online(opened, plan))(opened.model)
+        transform(opened, plan)
         rounded: dict[str, RoundedSite] = {}
         dampings: Dampings = {}
         rounder = make_rounder(

@@ -12,15 +12,15 @@ Raises at import:
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from catonnx.errors import RuntimeUnavailableError
 
-if find_spec("torch") is None:
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
     raise RuntimeUnavailableError(
         "learned transforms need PyTorch, which is not installed",
         hint='pip install "catonnx[learned]", or take a transform that is not learned',
-    )
+    ) from error
 
 from catonnx.learned.affine import learn_affine
 from catonnx.learned.refinement import refine

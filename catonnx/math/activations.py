@@ -11,7 +11,7 @@ float32 (float64 for rows of float64), operation by operation as the graphs of `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -144,32 +144,35 @@ class ActivationGrid:
         return scale, high * kind(of_high) + low * kind(of_low)
 
 
-def relative_error(rows: Floats, rounded: Floats, weight: Floats | None = None) -> float:
+def relative_error(rows: Floats, rounded: Floats, *, by_size: bool = False) -> float:
     """Return the error of rounding rows, relative to their size; rows of zeros are left out.
 
     Args:
         rows: Shape (..., d).
         rounded: The same rounded.
-        weight: Shape (d, N): the error is that of the outputs ``x W`` then.
+        by_size: Let rows count by their size. One token may be hundreds of times larger than all others, and be read by
+            all of them: by its own error it is cheap to cut, by the plain squared error nothing else counts.
 
     Returns:
-        The mean over rows of ``|rounded - x|^2 / |x|^2``. With a weight ``sum |e|^2 / |y| over sum |y|``, y = x W: half
-        way between each row's own error and the plain one. One token may be hundreds of times larger than all others,
-        and be read by all of them: by its own error it is cheap to cut, by the plain one nothing else counts.
+        The mean over rows of ``|e|^2 / |x|^2``, or, by size, ``sum |e|^2 / |x|`` over ``sum |x|``.
     """
     flat = rows.reshape(-1, rows.shape[-1])
-    difference = rounded.reshape(flat.shape) - flat
-    if weight is not None:
-        flat, difference = flat @ weight, difference @ weight
     energy = np.einsum("nd,nd->n", flat, flat, dtype=np.float64)
+    difference = rounded.reshape(flat.shape) - flat
     error = np.einsum("nd,nd->n", difference, difference, dtype=np.float64)
     alive = energy > 0
     if not alive.any():
         return 0.0
+    size = np.sqrt(energy[alive]) if by_size else energy[alive]
+    return float(np.sum(error[alive] / size) / (np.sum(size) if by_size else len(size)))
+
+
+def _judge(rows: Floats, weight: Floats | None) -> Callable[[ActivationGrid], float]:
+    """Return what tells how much a grid hurts: rows themselves, or the outputs ``x W`` of what reads them."""
     if weight is None:
-        return float(np.mean(error[alive] / energy[alive]))
-    size = np.sqrt(energy[alive])
-    return float(np.sum(error[alive] / size) / np.sum(size))
+        return lambda grid: relative_error(rows, grid.round(rows))
+    outputs = rows @ weight
+    return lambda grid: relative_error(outputs, grid.round(rows) @ weight, by_size=True)
 
 
 def search_clip(
@@ -191,7 +194,7 @@ def search_clip(
     """
     _check(rows)
     tried = [replace(grid, clip=clip) for clip in candidates]
-    return min(tried, key=lambda each: relative_error(rows, each.round(rows), weight))
+    return min(tried, key=_judge(rows, weight))
 
 
 def fixed_range(
@@ -227,8 +230,10 @@ def fixed_range(
             scale = (high * high_part - offset) / ((1 << grid.bits) - 1)
         return replace(grid, clip=1.0, fixed=(max(scale, SMALLEST_SCALE), offset))
 
+    judge = _judge(rows, weight)
+
     def error(parts: tuple[float, float]) -> float:
-        return relative_error(rows, spanning(*parts).round(rows), weight)
+        return judge(spanning(*parts))
 
     best = min(((part, part) for part in candidates), key=error)
     if not grid.symmetric:

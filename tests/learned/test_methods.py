@@ -229,6 +229,6 @@ def test_wrong_wishes_are_refused() -> None:
 
 def test_without_torch_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "catonnx.learned")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(RuntimeUnavailableError, match=r"catonnx\[learned\]"):
         importlib.import_module("catonnx.learned")

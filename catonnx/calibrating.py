@@ -1,0 +1,64 @@
+"""Calibration as a recipe wants it: inputs from all of its texts, and what they send into every site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from catonnx.analysis import Opened
+from catonnx.graph import load
+from catonnx.graph.outputs import with_outputs
+from catonnx.graph.save import write_beside
+from catonnx.math.moments import Moments
+from catonnx.plan import moment_width
+from catonnx.progress import Progress
+from catonnx.recipe import Recipe
+from catonnx.runtime.calibrate import MomentRequest, measure
+from catonnx.runtime.feeds import Feeds
+from catonnx.runtime.samples import gather
+
+KEPT_ROWS = 512
+"""Rows of every activation that calibration keeps, where ranges are searched or something is learned."""
+
+
+def calibration_feeds(
+    reference: Path, source: load.Source, opened: Opened, recipe: Recipe, samples: int, progress: Progress
+) -> list[Feeds]:
+    """Return calibration inputs as the recipe wants them, `samples` sequences at most."""
+    kinds = recipe.texts
+    share = -(-min(samples, recipe.samples) // len(kinds))
+    parts = [
+        gather(
+            reference,
+            opened.model,
+            source.folder or source.path.parent,
+            kind,
+            samples=share,
+            seq_len=recipe.seq_len,
+            seed=recipe.seed,
+            provider=recipe.provider,
+            progress=progress,
+        )
+        for kind in kinds
+    ]
+    return [sample for turn in zip_longest(*parts) for sample in turn if sample is not None]
+
+
+def measure_sites(
+    opened: Opened, work: Path, feeds: Sequence[Feeds], recipe: Recipe, progress: Progress
+) -> dict[str, Moments]:
+    """Run the model up to its last site and sum up what flows into each."""
+    requests = {
+        site.name: MomentRequest(
+            site.name,
+            site.width,
+            moment_width(site.width, opened.absorptions[site.name], recipe),
+            KEPT_ROWS if recipe.needs_rows else 0,
+        )
+        for site in opened.sites
+    }
+    cut = work / "calibrate.onnx"
+    write_beside(with_outputs(opened.model, {site.name: site.dtype for site in opened.sites}), cut)
+    with load.naming(cut, work / load.COPY):
+        return measure(cut, requests, feeds, provider=recipe.provider, progress=progress)
