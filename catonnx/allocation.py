@@ -10,11 +10,14 @@ it disturbs; so sites are chosen by what they save: each (`keep_8bit`), or per w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from fnmatch import fnmatchcase
+from typing import Final
 
 import numpy as np
 
 from catonnx.analysis import Opened, selected_weights
+from catonnx.errors import UsageError
 from catonnx.graph.sites import Site
 from catonnx.math.activations import relative_error
 from catonnx.math.moments import Moments
@@ -25,7 +28,8 @@ from catonnx.quality import Prediction, new_moment, predict
 from catonnx.recipe import Recipe
 from catonnx.siteplan import Plan, SitePlan
 
-LOWEST, HIGHEST = 4, 8
+LOWEST: Final = 4
+HIGHEST: Final = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +66,31 @@ def decide(
         announce: Told who gets how many bits, if not all get 4.
     """
     plan = make_plan(recipe, opened.sites, opened.absorptions, moments, selected_weights)
+    plan = with_bits(plan, _named(recipe, opened.sites))
     if not recipe.keep_8bit and recipe.target_bits is None:
         return plan
     predictions = predict(opened.sites, plan, moments, recipe, selected_weights)
     allotments = allot(recipe, plan, opened.sites, moments, predictions, selected_weights)
     announce(allotments)
-    return with_bits(plan, allotments)
+    return with_bits(plan, {row.site for row in allotments if row.bits == HIGHEST})
+
+
+def _named(recipe: Recipe, sites: Sequence[Site]) -> set[str]:
+    """Return the sites of the linears that `w8` names.
+
+    Raises:
+        UsageError: if a pattern names none.
+    """
+    names = set()
+    for pattern in recipe.w8:
+        found = {site.name for site in sites if any(fnmatchcase(linear.name, pattern) for linear in site.selected)}
+        if not found:
+            raise UsageError(
+                f"w8 {pattern!r} names no linear that is rounded",
+                hint="`catonnx inspect` lists them; the output head needs --lm-head",
+            )
+        names |= found
+    return names
 
 
 def allot(
@@ -99,22 +122,18 @@ def allot(
     return tuple(dataclasses.replace(row, bits=HIGHEST) if row.site in wide else row for row in rows)
 
 
-def with_bits(plan: Plan, allotments: Sequence[Allotment]) -> Plan:
-    """Return a plan with these bits; where weights keep 8, the activation does too, over its whole range."""
-    bits = {row.site: row.bits for row in allotments}
+def with_bits(plan: Plan, wide: Set[str]) -> Plan:
+    """Return a plan in which these sites keep 8 bits: weights, and the activation over its whole range."""
 
-    def changed(item: SitePlan) -> SitePlan:
-        if bits.get(item.site, LOWEST) == LOWEST:
-            return item
+    def widened(item: SitePlan) -> SitePlan:
         grid = item.grid
-        if grid is not None and grid.fixed is None:
-            grid = dataclasses.replace(grid, bits=8, clip=1.0)
-        elif grid is not None and grid.fixed is not None and grid.bits == LOWEST:
-            steps = (2**8 - 1) / (2**4 - 1) if not grid.symmetric else (2**7 - 1) / (2**3 - 1)
-            grid = dataclasses.replace(grid, bits=8, fixed=(grid.fixed[0] / steps, grid.fixed[1]))
-        return dataclasses.replace(item, bits=8, grid=grid)
+        if grid is not None and grid.bits == LOWEST:
+            narrow, whole = grid.codes[1], dataclasses.replace(grid, bits=8, clip=1.0)
+            fixed = grid.fixed and (grid.fixed[0] * narrow / whole.codes[1], grid.fixed[1])
+            grid = dataclasses.replace(whole, fixed=fixed)
+        return dataclasses.replace(item, bits=HIGHEST, grid=grid)
 
-    return Plan(tuple(changed(item) for item in plan.sites))
+    return Plan(tuple(widened(item) if item.site in wide else item for item in plan.sites))
 
 
 def _noise(recipe: Recipe, plan: SitePlan, moments: Moments, weights: Sequence[np.ndarray]) -> float:

@@ -18,6 +18,7 @@ from catonnx.options import (
     CachesOption,
     ClipOption,
     DampingOption,
+    EightOption,
     ExcludeOption,
     FormOption,
     GroupSizeOption,
@@ -111,6 +112,7 @@ def inspect_command(
     activation_range: ActivationRangeOption = None,
     activation_group_size: ActivationGroupSizeOption = None,
     clip: ClipOption = None,
+    w8: EightOption = None,
     keep_8bit: Keep8bitOption = None,
     target_bits: TargetBitsOption = None,
     include: IncludeOption = None,
@@ -140,6 +142,7 @@ def inspect_command(
             activations=activations,
             activation_range=activation_range,
             clip=clip,
+            w8=w8,
             keep_8bit=keep_8bit,
             target_bits=target_bits,
             samples=samples,
@@ -183,6 +186,7 @@ def optimize_command(
     activation_range: ActivationRangeOption = None,
     activation_group_size: ActivationGroupSizeOption = None,
     clip: ClipOption = None,
+    w8: EightOption = None,
     keep_8bit: Keep8bitOption = None,
     target_bits: TargetBitsOption = None,
     calibration: Annotated[
@@ -235,6 +239,7 @@ def optimize_command(
             activations=activations,
             activation_range=activation_range,
             clip=clip,
+            w8=w8,
             keep_8bit=keep_8bit,
             target_bits=target_bits,
             samples=samples,
@@ -310,6 +315,8 @@ def _wishes(**given: Any) -> dict[str, Any]:
     wishes = {name: value for name, value in given.items() if value is not None}
     for name in ("include", "exclude"):
         wishes[name] = tuple(wishes.get(name, ()))
+    if "w8" in wishes:
+        wishes["w8"] = tuple(wishes["w8"])
     if "calibration" in wishes:
         first, *more = wishes["calibration"]
         wishes["calibration"] = (first, *more) if more else first

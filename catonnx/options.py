@@ -117,6 +117,9 @@ ClipOption = Annotated[
     float | None,
     typer.Option(metavar="R", help="Part of the range of activations that is kept, up to 1.", show_default="searched"),
 ]
+EightOption = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Linears with such names keep 8 bits; repeatable.")
+]
 Keep8bitOption = Annotated[
     int | None, typer.Option(metavar="N", help="Sites that keep 8 bits: those where 4 hurt most.", show_default="0")
 ]

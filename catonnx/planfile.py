@@ -37,6 +37,7 @@ SHAPING = (
     "activation_range",
     "activation_group_size",
     "clip",
+    "w8",
     "keep_8bit",
     "target_bits",
 )

@@ -56,6 +56,7 @@ class Recipe:
         activation_range: `asymmetric` runs from the smallest to the largest number, `symmetric` has zero in the middle.
         activation_group_size: Channels of a token that share a scale; None for the whole token.
         clip: Part of the range of activations that is kept; None searches it for every site.
+        w8: Shell patterns of node names: sites of such linears keep 8 bits, weights and activation.
         keep_8bit: Number of sites whose weights and activations keep 8 bits: those where 4 hurt most.
         target_bits: Mean bits of a weight, between 4 and 8: as many sites keep 8 bits as that allows.
         calibration: A .txt or .npz file, or `self`, or several of them; None takes `self`.
@@ -90,6 +91,7 @@ class Recipe:
     activation_range: ActivationRange = "asymmetric"
     activation_group_size: int | None = None
     clip: float | None = None
+    w8: tuple[str, ...] = ()
     keep_8bit: int = 0
     target_bits: float | None = None
     calibration: str | tuple[str, ...] | None = None

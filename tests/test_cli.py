@@ -125,6 +125,7 @@ def test_every_option_reaches_the_recipe(tiny_llama: Path, text: Path, tmp_path:
         "activation_range": "symmetric",
         "activation_group_size": 32,
         "clip": 0.9,
+        "w8": ["*q_proj*"],
         "keep_8bit": 1,
         "target_bits": None,
         "calibration": str(text),

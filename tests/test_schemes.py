@@ -103,6 +103,17 @@ def test_sites_that_keep_8_bits_are_those_where_4_hurt_most(tiny_llama: Path, tm
     assert _kl(report) < _kl(plain)
 
 
+def test_named_linears_keep_8_bits(tiny_llama: Path, tmp_path: Path) -> None:
+    wishes = {"scheme": "w4a4", "group_size": None, "form": "integer", "lm_head": True}
+    report = _optimize(tiny_llama, tmp_path / "out", w8=("*lm_head*", "*layers.1*down_proj*"), **wishes)
+    wide = {linear for row in report.sites if row.bits == 8 for linear in row.linears}
+    assert len(wide) == 2
+    assert {row.activation[0] for row in report.sites if row.bits == 8} == {"8"}
+    assert report.verification["fused"] == 22
+    with pytest.raises(UsageError, match="names no linear that is rounded"):
+        _optimize(tiny_llama, tmp_path / "none", w8=("*nothing*",))
+
+
 @pytest.mark.parametrize("target", [4.0, 4.5, 6.0, 8.0])
 def test_target_bits_are_kept(target: float, tiny_llama: Path, tmp_path: Path) -> None:
     report = _optimize(tiny_llama, tmp_path / "out", target_bits=target)
