@@ -36,9 +36,9 @@ NO_DEVICE = 77
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-SMALL = Plan("small", LlamaShape(4, 512, 8, 2, 1536, 32000), "mse", 4, 128, prefill=512, decoded=32, rounds=5)
-LARGE = Plan("1B", LlamaShape(16, 2048, 32, 8, 8192, 32000), "nearest", 4, 128, prefill=512, decoded=32, rounds=5)
-TINY = Plan("tiny", LlamaShape(1, 64, 4, 2, 96, 256, 64), "mse", 2, 16, prefill=32, decoded=4, rounds=1)
+SMALL = Plan("small", LlamaShape(4, 512, 8, 2, 1536, 32000), "mse", 4, 128, 512, 32, 5, integer=True)
+LARGE = Plan("1B", LlamaShape(16, 2048, 32, 8, 8192, 32000), "nearest", 4, 128, 512, 32, 5)
+TINY = Plan("tiny", LlamaShape(1, 64, 4, 2, 96, 256, 64), "mse", 2, 16, 32, 4, 1, integer=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,7 +24,7 @@ def test_all_checks_run_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture
     code = gpu_check.main(["--provider", "cpu", "--tiny", "--scratch", str(tmp_path), "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert code == 0, printed
-    assert printed.count("speed: ") == 3
+    assert printed.count("speed: ") == 4
     data = json.loads((tmp_path / "gpu_check.json").read_text(encoding="utf-8"))
     assert data["provider"] == "cpu"
     assert not any(row["failed"] for row in data["rows"])
@@ -56,7 +56,7 @@ def test_a_failed_check_lets_the_others_go_on(
     assert gpu_check.main(arguments) == 1
     printed = capsys.readouterr().out
     assert "RuntimeError: no kernel" in printed
-    assert printed.count("speed: ") == 3
+    assert printed.count("speed: ") == 4
 
 
 def test_nothing_begins_after_the_deadline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
