@@ -285,7 +285,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 PRESETS: Mapping[Preset, Mapping[str, Any]] = {
-    "fast": {"transform": "hadamard", "rounding": "mse", "clip": 1.0},
+    "fast": {"samples": 8},
     "balanced": {},
     "best": {"rounding": "sequential"},
 }

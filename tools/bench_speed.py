@@ -70,7 +70,8 @@ def _variants(model: Path, folder: Path, options: argparse.Namespace) -> dict[st
             print(f"making: {name}", file=sys.stderr, flush=True)
             text = str(models.path("news"))
             recipe = Recipe(calibration=text, samples=options.samples, seq_len=options.seq_len, **wishes)
-            left = left or [node for node, _, _ in optimize(model, out, recipe).left]
+            report = optimize(model, out, recipe)
+            left = left or [node for node, _, _ in report.left]
     peer = folder / "peer"
     if not (peer / "model.onnx").exists():
         print(f"making: {PEER}", file=sys.stderr, flush=True)

@@ -150,3 +150,49 @@ def test_misfits_are_refused() -> None:
         Moments(6, 6).narrow(4)
     with pytest.raises(ValueError, match="no activation was recorded"):
         Moments(6, 2).second_moment()
+
+
+def test_some_rows_are_kept_as_they_are() -> None:
+    rng = np.random.default_rng(0)
+    batches = [rng.standard_normal((100, 8)).astype(np.float32) for _ in range(3)]
+    moments = Moments(8, 8, kept_rows=5)
+    for batch in batches:
+        moments.update(batch)
+    assert moments.rows.shape == (15, 8)
+    for index, batch in enumerate(batches):
+        kept = moments.rows[5 * index : 5 * index + 5]
+        assert np.array_equal(kept[0], batch[0])  # it may be an attention sink
+        places = [int(np.flatnonzero((batch == row).all(axis=1))[0]) for row in kept]
+        assert places == [0, 12, 37, 62, 87]
+    assert np.array_equal(Moments.from_arrays(moments.to_arrays()).rows, moments.rows)
+    assert np.array_equal(moments.narrow(4).rows, moments.rows)
+    other = Moments(8, 8, kept_rows=5)
+    other.update(batches[0])
+    other.merge(moments)
+    assert len(other.rows) == 20
+
+
+@pytest.mark.parametrize(("count", "wanted", "kept"), [(1, 5, 1), (3, 5, 3), (5, 1, 1), (4, 2, 2)])
+def test_never_more_rows_than_there_are(count: int, wanted: int, kept: int) -> None:
+    moments = Moments(2, 1, kept_rows=wanted)
+    moments.update(np.arange(2.0 * count).reshape(count, 2))
+    assert len(moments.rows) == kept
+    assert len(np.unique(moments.rows, axis=0)) == kept
+
+
+def test_no_rows_are_kept_unless_they_are_wanted() -> None:
+    moments = Moments(4, 2)
+    moments.update(np.ones((10, 4)))
+    assert moments.rows.shape == (0, 4)
+
+
+def test_a_permutation_moves_everything_alike() -> None:
+    rng = np.random.default_rng(1)
+    rows, order = rng.standard_normal((50, 6)), rng.permutation(6)
+    moments, moved = Moments(6, 6, kept_rows=4), Moments(6, 6, kept_rows=4)
+    moments.update(rows)
+    moved.update(rows[:, order])
+    for name, array in moments.permuted(order).to_arrays().items():
+        np.testing.assert_allclose(array, moved.to_arrays()[name], rtol=1e-12)
+    with pytest.raises(ValueError, match="keep them whole"):
+        moments.narrow(2).permuted(order)

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from catonnx.math.activations import ActivationGrid
 from catonnx.math.cat import cat_blocks, cat_scale, weight_moment
 from catonnx.math.factors import Blocks, Factor, Hadamard, Scale, Transform
 from catonnx.math.moments import Moments
 from catonnx.math.rounding import quantize_weight
 from catonnx.math.sqnr import (
     alignment,
+    concentration_rows,
     concentration_w,
     concentration_x,
     decibels,
@@ -189,3 +191,21 @@ def test_nonsense_is_refused() -> None:
         measured_sqnr_db(weight, weight[:1])
     with pytest.raises(ValueError, match="do not fit"):
         weight_sqnr_db(np.ones((1, 2, 2)), weight, weight)
+
+
+@pytest.mark.parametrize(("group_size", "symmetric"), [(None, False), (None, True), (16, False), (16, True)])
+def test_concentration_of_rows_predicts_the_error_of_rounding_them(group_size: int | None, symmetric: bool) -> None:
+    rows = np.random.default_rng(0).standard_normal((400, 64)) * np.linspace(1, 3, 64)
+    grid = ActivationGrid(8, symmetric, group_size)
+    measured = measured_sqnr_db(rows, grid.round(rows))
+    intervals = 254 if symmetric else 255
+    noisy = 1 - (1 if symmetric else 2) / (group_size or 64)  # the ends of a range lie on the grid
+    predicted = 10 * np.log10(12 * intervals**2 * concentration_rows(rows, group_size, symmetric) / 64 / noisy)
+    assert measured == pytest.approx(predicted, abs=0.1)  # measured: 0.03 at most
+
+
+def test_concentration_of_rows_without_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="have no range"):
+        concentration_rows(np.zeros((3, 4)))
+    with pytest.raises(ValueError, match="do not tile 6"):
+        concentration_rows(np.ones((3, 6)), 4)
