@@ -287,6 +287,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 PRESETS: Mapping[Preset, Mapping[str, Any]] = {
     "fast": {"samples": 8},
     "balanced": {},
-    "best": {"rounding": "sequential"},
+    "best": {"rounding": "gptq"},
 }
 """What each effort sets; whatever else is said goes before it."""
