@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from catonnx import __version__
-from catonnx.errors import CatonnxError, UsageError
+from catonnx.errors import CatonnxError
 from catonnx.files import check_place, write_json
 from catonnx.options import (
     ActivationGroupSizeOption,
@@ -46,11 +46,12 @@ from catonnx.options import (
     TransformOption,
     VerboseOption,
 )
-from catonnx.recipe import PRESETS, Preset, Recipe
+from catonnx.recipe import Recipe
 from catonnx.terminal import INTERRUPTED, Terminal, forgive_encodings, guarded
+from catonnx.wishes import wishes_of, with_plan
 
 if TYPE_CHECKING:
-    from catonnx.siteplan import Plan
+    pass
 
 _DEFAULT = Recipe()
 _CODES = [
@@ -126,7 +127,7 @@ def inspect_command(
 ) -> None:
     """Show linear layers: shape, what stands before them, what that could absorb, and why not more."""
     with guarded(verbose=verbose):
-        wishes = _wishes(
+        wishes = wishes_of(
             scheme=scheme,
             group_size=group_size,
             activation_group_size=activation_group_size,
@@ -155,7 +156,7 @@ def inspect_command(
         )
         _check_places(json_file)
         terminal = Terminal(quiet=quiet)
-        recipe, saved = _with_plan(preset, wishes, plan, model, terminal)
+        recipe, saved = with_plan(preset, wishes, plan, model, terminal)
 
         from catonnx.inspection import inspect
         from catonnx.tables import inspected
@@ -223,7 +224,7 @@ def optimize_command(
 ) -> None:
     """Transform a model, round it to 4 bits, verify it, and save it as a new folder."""
     with guarded(verbose=verbose):
-        wishes = _wishes(
+        wishes = wishes_of(
             scheme=scheme,
             group_size=group_size,
             activation_group_size=activation_group_size,
@@ -257,7 +258,7 @@ def optimize_command(
         )
         _check_places(report_json, save_plan, source=model)
         terminal = Terminal(quiet=quiet)
-        recipe, saved = _with_plan(preset, wishes, plan, model, terminal)
+        recipe, saved = with_plan(preset, wishes, plan, model, terminal)
 
         from catonnx.pipeline import optimize
         from catonnx.planfile import save_plan as write_plan
@@ -310,59 +311,10 @@ def evaluate_command(
         terminal.show(*judged(result))
 
 
-def _wishes(**given: Any) -> dict[str, Any]:
-    """Return what was said of the recipe, in its own terms; what was not said is left out."""
-    wishes = {name: value for name, value in given.items() if value is not None}
-    for name in ("include", "exclude"):
-        wishes[name] = tuple(wishes.get(name, ()))
-    if "w8" in wishes:
-        wishes["w8"] = tuple(wishes["w8"])
-    if "calibration" in wishes:
-        first, *more = wishes["calibration"]
-        wishes["calibration"] = (first, *more) if more else first
-    for name in ("group_size", "activation_group_size"):
-        if name in wishes:
-            wishes[name] = int(wishes[name]) if wishes[name].isdigit() else None
-    if wishes.get("form") == "integer":
-        wishes.setdefault("group_size", None)
-    if "max_overhead" in wishes:
-        wishes["max_overhead"] = _share(wishes["max_overhead"])
-    return wishes
-
-
-def _share(text: str) -> float:
-    """Return `5%` or `0.05` as a number."""
-    try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        raise UsageError(f"max_overhead is {text!r}", hint="write 5% or 0.05") from None
-
-
 def _check_places(*files: Path | None, source: Path | None = None) -> None:
     for file in files:
         if file is not None:
             check_place(file, source)
-
-
-def _with_plan(
-    preset: Preset | None, wishes: dict[str, Any], file: Path | None, model: Path, terminal: Terminal
-) -> tuple[Recipe, Plan | None]:
-    """Return the whole recipe, and the plan if one was given: that has settled what shapes a plan."""
-    effort = dict(PRESETS[preset]) if preset else {}
-    if file is None:
-        return Recipe(**(effort | wishes)), None
-
-    from catonnx.graph.load import find
-    from catonnx.planfile import SHAPING, load_plan
-
-    given = [name for name in wishes if name in SHAPING]
-    if given:
-        names = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise UsageError(f"{names} and --plan contradict each other", hint="a plan has settled that already")
-    saved = load_plan(file)
-    if saved.digest != find(model).digest:
-        terminal.note("the plan was made for another model; it is taken if it fits this one")
-    return Recipe(**(effort | wishes | dict(saved.shaping))), saved.plan
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("catonnx.evaluation", "catonnx.inspection"),
     ("catonnx",),
     ("catonnx.tables", "catonnx.terminal", "catonnx.options"),
+    ("catonnx.wishes",),
     ("catonnx.cli",),
     ("catonnx.__main__",),
 )

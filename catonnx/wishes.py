@@ -1,0 +1,77 @@
+"""From what was typed to a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catonnx.errors import UsageError
+from catonnx.recipe import PRESETS, Preset, Recipe
+from catonnx.terminal import Terminal
+
+if TYPE_CHECKING:
+    from catonnx.siteplan import Plan
+
+
+def wishes_of(**given: Any) -> dict[str, Any]:
+    """Return what was said of the recipe, in its own terms; what was not said is left out.
+
+    Raises:
+        UsageError: if a share is no number.
+    """
+    wishes = {name: value for name, value in given.items() if value is not None}
+    for name in ("include", "exclude"):
+        wishes[name] = tuple(wishes.get(name, ()))
+    if "w8" in wishes:
+        wishes["w8"] = tuple(wishes["w8"])
+    if "calibration" in wishes:
+        first, *more = wishes["calibration"]
+        wishes["calibration"] = (first, *more) if more else first
+    for name in ("group_size", "activation_group_size"):
+        if name in wishes:
+            wishes[name] = int(wishes[name]) if wishes[name].isdigit() else None
+    if wishes.get("form") == "integer":
+        wishes.setdefault("group_size", None)
+    if "max_overhead" in wishes:
+        wishes["max_overhead"] = _share(wishes["max_overhead"])
+    return wishes
+
+
+def _share(text: str) -> float:
+    """Return `5%` or `0.05` as a number."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"max_overhead is {text!r}", hint="write 5% or 0.05") from None
+
+
+def with_plan(
+    preset: Preset | None, wishes: dict[str, Any], file: Path | None, model: Path, terminal: Terminal
+) -> tuple[Recipe, Plan | None]:
+    """Return the whole recipe, and the plan if one was given: that has settled what shapes a plan.
+
+    Args:
+        preset: What was wished as a whole.
+        wishes: What was wished one by one; goes before it.
+        file: The plan.
+        model: What is optimized; a plan for another one is noted.
+        terminal: Shows the note.
+
+    Raises:
+        UsageError: if the file is no plan, or something was wished that it has settled.
+    """
+    effort = dict(PRESETS[preset]) if preset else {}
+    if file is None:
+        return Recipe(**(effort | wishes)), None
+
+    from catonnx.graph.load import find
+    from catonnx.planfile import SHAPING, load_plan
+
+    given = [name for name in wishes if name in SHAPING]
+    if given:
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UsageError(f"{names} and --plan contradict each other", hint="a plan has settled that already")
+    saved = load_plan(file)
+    if saved.digest != find(model).digest:
+        terminal.note("the plan was made for another model; it is taken if it fits this one")
+    return Recipe(**(effort | wishes | dict(saved.shaping))), saved.plan
