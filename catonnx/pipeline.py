@@ -20,7 +20,7 @@ from catonnx.graph.outputs import with_outputs
 from catonnx.graph.save import RESULT_MARK, copy_companions, staged, write_beside, write_model
 from catonnx.measures import Clock, bytes_of, peak_memory, versions
 from catonnx.outcome import observer, rows_of
-from catonnx.plan import check_plan
+from catonnx.plan import check_form, check_plan
 from catonnx.progress import Progress, silent
 from catonnx.quality import RoundedSite, predict
 from catonnx.recipe import Recipe
@@ -81,6 +81,7 @@ def optimize(
             check_weights(opened)
             if plan is not None:
                 check_plan(plan, opened.sites, opened.absorptions)
+                check_form(plan, recipe)
         graph_model, linears = opened.model, tuple(linear for site in opened.sites for linear in site.selected)
 
         with clock("calibrate"):

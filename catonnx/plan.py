@@ -199,6 +199,29 @@ def _alike(rows: np.ndarray, ties: np.ndarray) -> bool:
     return np.allclose(rows, rows[first[numbers]], rtol=1e-9, atol=0)
 
 
+def check_form(plan: Plan, recipe: Recipe) -> None:
+    """Refuse a plan whose activations the recipe's form cannot write, or leaves as they are.
+
+    Raises:
+        UsageError: naming the site.
+    """
+    wanted = recipe.activation_bits is not None
+    for item in plan.sites:
+        if wanted != (item.grid is not None) and recipe.form != "nbits":
+            what = "leaves an activation in float" if wanted else "rounds an activation"
+            raise UsageError(
+                f"the plan {what}, which scheme {recipe.scheme} in form {recipe.form} does not",
+                where=f"site {item.site}",
+                hint="make the plan again with this scheme and form",
+            )
+        if recipe.form == "integer" and item.grid is not None and item.grid.group_size is not None:
+            raise UsageError(
+                f"the plan rounds groups of {item.grid.group_size} channels, and an integer product cannot",
+                where=f"site {item.site}",
+                hint="make the plan again with --form integer",
+            )
+
+
 def check_plan(plan: Plan, sites: Sequence[Site], absorptions: Mapping[str, Absorption]) -> None:
     """Refuse a plan that is for other sites, or absorbs what the graph cannot take up.
 
@@ -217,6 +240,10 @@ def check_plan(plan: Plan, sites: Sequence[Site], absorptions: Mapping[str, Abso
         item = plans[site.name]
         if any(factor.width != site.width for factor in item.factors):
             raise UsageError(f"the plan is for another width than {site.width}", where=f"site {site.name}")
+        if item.grid is not None and item.grid.group_size is not None and site.width % item.grid.group_size:
+            raise UsageError(
+                f"the plan rounds groups of {item.grid.group_size} of {site.width} channels", where=f"site {site.name}"
+            )
         blocked = next((factor for factor in item.absorbed if not fits(factor, absorptions[site.name])), None)
         if blocked is not None:
             reason = absorptions[site.name].reason or "the whole width may be mixed"

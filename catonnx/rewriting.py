@@ -29,8 +29,8 @@ def write_rounded(opened: Opened, plan: Plan, rounder: Rounder, observe: Observe
         return
     level = recipe.kernel_level
     QuantizeWeights(linears, rounder, recipe.form, level, observe, progress)(opened.model)
-    QuantizeActivations(grids)(opened.model)
     if recipe.form == "qdq":
+        QuantizeActivations(grids)(opened.model)
         ReluAsMax(linears)(opened.model)
 
 

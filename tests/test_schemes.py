@@ -142,6 +142,22 @@ def test_a_saved_plan_brings_grids_and_bits(tiny_llama: Path, tmp_path: Path) ->
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize(
+    ("made", "wanted", "said"),
+    [
+        ({"scheme": "w4a8", "form": "nbits"}, {"form": "integer"}, "leaves an activation in float"),
+        ({"scheme": "w4a8", "activation_group_size": 32}, {"form": "integer"}, "rounds groups of 32 channels"),
+    ],
+)
+def test_a_plan_for_another_form_is_refused(
+    made: dict[str, Any], wanted: dict[str, Any], said: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    first = _optimize(tiny_llama, tmp_path / "first", **made)
+    recipe = Recipe(**QUICK, scheme="w4a8", group_size=None, **wanted)
+    with pytest.raises(UsageError, match=said):
+        catonnx.optimize(tiny_llama, tmp_path / "second", recipe, plan=first.plan)
+
+
 def test_the_same_seed_gives_the_same_bytes_site_by_site(tiny_llama: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
         _optimize(tiny_llama, tmp_path / name, scheme="w4a4", group_size=None, rounding="sequential", seed=3)
