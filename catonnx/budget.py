@@ -17,8 +17,12 @@ from catonnx.quality import predict
 from catonnx.recipe import Recipe
 from catonnx.siteplan import Plan, SitePlan, online_multiply_adds
 
-_ORDERS = (512, 256, 128, 64, 32, 16, 1)
+_ORDERS = (512, 128, 64, 32, 1)
 """Hadamard matrices that are tried besides the one wanted; each is narrowed to what tiles a site's width."""
+
+
+_ROWS, _COLUMNS = 64, 128
+"""Rows of an activation and output channels of a linear by which variants are compared."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +81,8 @@ def _ladder(
     plan_of: Callable[[Recipe, Site], SitePlan],
 ) -> list[Variant]:
     """Return variants of falling cost and rising noise; between two steps none that is cheaper for what it saves."""
-    weights = weights_of(site)
+    weights, seen = _some_of(weights_of(site), moments.get(site.name))
+    known = {} if seen is None else {site.name: seen}
     found: dict[tuple[int, ...], Variant] = {}
     for block in _blocks(recipe, site.width):
         for order in (recipe.hadamard_size, *_ORDERS):
@@ -86,10 +91,20 @@ def _ladder(
             key = tuple(hash(factor.kind) + factor.multiply_adds for factor in plan.factors)
             if key in found:
                 continue
-            prediction = predict([site], Plan((plan,)), moments, wish, lambda _: weights).get(site.name)
+            prediction = predict([site], Plan((plan,)), known, wish, lambda _: weights).get(site.name)
             noise = 10 ** (-prediction.after / 10) if prediction else 0.0
             found[key] = Variant(wish, online_multiply_adds(plan), noise)
     return _hull(list(found.values()))
+
+
+def _some_of(weights: Sequence[np.ndarray], moments: Moments | None) -> tuple[list[np.ndarray], Moments | None]:
+    """Return some columns of the weights, and moments with some of the rows: enough to compare variants by."""
+    columns = [weight[:, :: -(-weight.shape[1] // _COLUMNS)] for weight in weights]
+    if moments is None:
+        return columns, None
+    arrays = moments.to_arrays()
+    arrays["rows"] = arrays["rows"][:: -(-max(1, len(arrays["rows"])) // _ROWS)]
+    return columns, Moments.from_arrays(arrays)
 
 
 def _blocks(recipe: Recipe, width: int) -> Iterator[int | None]:
