@@ -110,7 +110,12 @@ def allot(
         moments: Of all sites.
         predictions: Of all sites in 4 bits.
         weights_of: Returns the weights [d, N] of a site, float64.
+
+    Raises:
+        UsageError: if more sites are to keep 8 bits than there are.
     """
+    if recipe.keep_8bit > len(sites):
+        raise UsageError(f"keep_8bit is {recipe.keep_8bit}, and there are {len(sites)} sites", hint="ask for fewer")
     plans, rows = plan.by_site(), []
     for site in sites:
         weights = weights_of(site)

@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from catonnx.errors import UsageError
 from catonnx.graph.sites import Site
+from catonnx.math.factors import FactorKind
 from catonnx.math.moments import Moments
 from catonnx.quality import predict
+from catonnx.ranges import stride
 from catonnx.recipe import Recipe
 from catonnx.siteplan import Plan, SitePlan, online_multiply_adds
 
@@ -55,6 +58,9 @@ def affordable(
         moments: Of all sites.
         weights_of: Returns the weights [d, N] of a site that are rounded, float64.
         plan_of: Returns the plan of a site by a recipe, its activation's range not searched.
+
+    Raises:
+        UsageError: if even the cheapest variants cost more.
     """
     if recipe.max_overhead is None:
         return dict.fromkeys((site.name for site in sites), recipe)
@@ -63,7 +69,11 @@ def affordable(
     while sum(ladder[0].cost for ladder in ladders.values()) > allowed:
         steps = [name for name, ladder in ladders.items() if len(ladder) > 1]
         if not steps:
-            break
+            least = sum(ladder[0].cost for ladder in ladders.values())
+            raise UsageError(
+                f"max_overhead allows {allowed:.0f} multiply-adds a token, and {least} cannot be done without",
+                hint="allow more, or leave out what cannot be absorbed: online none",
+            )
         cheapest = min(steps, key=lambda name: _price(*ladders[name][:2]))
         ladders[cheapest].pop(0)
     return {name: ladder[0].recipe for name, ladder in ladders.items()}
@@ -83,12 +93,12 @@ def _ladder(
     """Return variants of falling cost and rising noise; between two steps none that is cheaper for what it saves."""
     weights, seen = _some_of(weights_of(site), moments.get(site.name))
     known = {} if seen is None else {site.name: seen}
-    found: dict[tuple[int, ...], Variant] = {}
+    found: dict[tuple[tuple[FactorKind, int], ...], Variant] = {}
     for block in _blocks(recipe, site.width):
         for order in (recipe.hadamard_size, *_ORDERS):
             wish = dataclasses.replace(recipe, block_size=block, hadamard_size=order)
             plan = plan_of(wish, site)
-            key = tuple(hash(factor.kind) + factor.multiply_adds for factor in plan.factors)
+            key = tuple((factor.kind, factor.multiply_adds) for factor in plan.factors)
             if key in found:
                 continue
             prediction = predict([site], Plan((plan,)), known, wish, lambda _: weights).get(site.name)
@@ -99,19 +109,20 @@ def _ladder(
 
 def _some_of(weights: Sequence[np.ndarray], moments: Moments | None) -> tuple[list[np.ndarray], Moments | None]:
     """Return some columns of the weights, and moments with some of the rows: enough to compare variants by."""
-    columns = [weight[:, :: -(-weight.shape[1] // _COLUMNS)] for weight in weights]
+    columns = [weight[:, :: stride(weight.shape[1], _COLUMNS)] for weight in weights]
     if moments is None:
         return columns, None
     arrays = moments.to_arrays()
-    arrays["rows"] = arrays["rows"][:: -(-max(1, len(arrays["rows"])) // _ROWS)]
+    arrays["rows"] = arrays["rows"][:: stride(len(arrays["rows"]), _ROWS)]
     return columns, Moments.from_arrays(arrays)
 
 
 def _blocks(recipe: Recipe, width: int) -> Iterator[int | None]:
     """Return the width of blocks that is wanted, its half, and so on, as long as they tile it; then a scaling."""
     yield recipe.block_size
-    if recipe.block_size is not None:
-        block = max(k for k in range(1, min(recipe.block_size, width) + 1) if width % k == 0)
+    widest = recipe.block_size or (recipe.group_size or width if recipe.transform == "wush" else None)
+    if widest is not None:
+        block = max(k for k in range(1, min(widest, width) + 1) if width % k == 0)
         while block % 2 == 0:
             block //= 2
             yield block

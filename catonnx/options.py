@@ -39,7 +39,7 @@ SchemeOption = Annotated[
 ]
 PresetOption = Annotated[
     Preset | None,
-    typer.Option(help="Choices by effort; single options override them.", show_default="balanced"),
+    typer.Option(help="By effort: fast takes 8 texts, best rounds by gptq.", show_default="balanced"),
 ]
 GroupSizeOption = Annotated[
     GroupSize | None,
@@ -91,7 +91,9 @@ RoundingOption = Annotated[
 DampingOption = Annotated[
     float | None,
     typer.Option(
-        metavar="D", help="Of gptq and sequential: more trusts the text less.", show_default=str(_DEFAULT.damping)
+        metavar="D",
+        help="Of gptq and sequential, 0 to 1: more trusts the text less.",
+        show_default=str(_DEFAULT.damping),
     ),
 ]
 ScalesOption = Annotated[
@@ -124,7 +126,7 @@ Keep8bitOption = Annotated[
     int | None, typer.Option(metavar="N", help="Sites that keep 8 bits: those where 4 hurt most.", show_default="0")
 ]
 TargetBitsOption = Annotated[
-    float | None, typer.Option(metavar="B", help="Mean bits of a weight: more sites keep 8 bits.", show_default="4")
+    float | None, typer.Option(metavar="B", help="Mean bits of a weight, instead of --keep-8bit.", show_default="4")
 ]
 FormOption = Annotated[
     Form | None,

@@ -205,21 +205,22 @@ def check_form(plan: Plan, recipe: Recipe) -> None:
     Raises:
         UsageError: naming the site.
     """
-    wanted = recipe.activation_bits is not None
+    rounds = recipe.activation_bits is not None
     for item in plan.sites:
-        if wanted != (item.grid is not None) and recipe.form != "nbits":
-            what = "leaves an activation in float" if wanted else "rounds an activation"
-            raise UsageError(
-                f"the plan {what}, which scheme {recipe.scheme} in form {recipe.form} does not",
-                where=f"site {item.site}",
-                hint="make the plan again with this scheme and form",
-            )
-        if recipe.form == "integer" and item.grid is not None and item.grid.group_size is not None:
-            raise UsageError(
-                f"the plan rounds groups of {item.grid.group_size} channels, and an integer product cannot",
-                where=f"site {item.site}",
-                hint="make the plan again with --form integer",
-            )
+        grid = item.grid
+        if rounds and grid is None:
+            what = "leaves an activation in float"
+        elif not rounds and grid is not None:
+            what = "rounds an activation by nodes of its own"
+        elif grid is not None and grid.group_size is not None and recipe.form == "integer":
+            what = f"rounds groups of {grid.group_size} channels"
+        else:
+            continue
+        raise UsageError(
+            f"the plan {what}, which scheme {recipe.scheme} in form {recipe.form} does not",
+            where=f"site {item.site}",
+            hint="make the plan again with this scheme and form",
+        )
 
 
 def check_plan(plan: Plan, sites: Sequence[Site], absorptions: Mapping[str, Absorption]) -> None:
@@ -231,8 +232,9 @@ def check_plan(plan: Plan, sites: Sequence[Site], absorptions: Mapping[str, Abso
     plans = plan.by_site()
     missing = [site.name for site in sites if site.name not in plans]
     if missing or len(plan.sites) != len(sites):
+        counts = f"is for {len(plan.sites)} sites, the model has {len(sites)}"
         raise UsageError(
-            f"the plan is for {len(plan.sites)} sites, the model has {len(sites)}",
+            f"the plan {counts if len(plan.sites) != len(sites) else 'lacks a site'}",
             where=missing[0] if missing else None,
             hint="a plan belongs to one model, recipe and set of linears; make it again with --save-plan",
         )

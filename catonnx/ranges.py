@@ -58,16 +58,21 @@ def with_range(
         return grid
     if moments is None or not len(moments.rows):
         raise CalibrationError("no rows of the activation were kept", where=f"site {site.name}")
-    rows = transform.apply(moments.rows[:: -(-len(moments.rows) // RANGE_ROWS)]).astype(np.float32)
+    rows = transform.apply(moments.rows[:: stride(len(moments.rows), RANGE_ROWS)]).astype(np.float32)
     weight = _judging(transform, weights_of(site), rows)
     return (fixed_range if recipe.activations == "static" else search_clip)(rows, grid, weight=weight)
+
+
+def stride(count: int, wanted: int) -> int:
+    """Return the step that takes about `wanted` of `count`."""
+    return max(1, -(-count // wanted))
 
 
 def _judging(transform: Transform, weights: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
     """Return some columns of every linear, in the new basis, each linear weighed so that all are equally loud."""
     parts = []
     for weight in weights:
-        part = transform.solve(weight[:, :: -(-weight.shape[1] // RANGE_COLUMNS)]).astype(np.float32)
+        part = transform.solve(weight[:, :: stride(weight.shape[1], RANGE_COLUMNS)]).astype(np.float32)
         loudness = float(np.linalg.norm(rows @ part))
         parts.append(part / loudness if loudness > 0 else part)
     return np.concatenate(parts, axis=1)

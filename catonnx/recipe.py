@@ -142,19 +142,19 @@ class Recipe:
             "ONNX Runtime knows 0 to 4",
         )
         yield (
-            self.clip is not None and not 0 < self.clip <= 1,
+            self.clip is not None and not 0.05 <= self.clip <= 1,
             f"clip is {self.clip}",
-            "it is the part of a range that is kept: above 0, at most 1; leave it out to have it searched",
+            "it is the part of a range that is kept: from 0.05 to 1; leave it out to have it searched",
         )
         yield (
-            self.max_overhead is not None and not self.max_overhead >= 0,
+            self.max_overhead is not None and not 0 <= self.max_overhead <= 10,
             f"max_overhead is {self.max_overhead}",
-            "0.05 allows 5 % more multiply-adds",
+            "0.05 allows 5 % more multiply-adds, 10 ten times as many",
         )
         yield (
             not 0 <= self.damping <= 1,
             f"damping is {self.damping}",
-            "0.3 is usual; more trusts the text less",
+            "choose 0 to 1: 0.3 is usual, more trusts the text less",
         )
         yield self.keep_8bit < 0, f"keep_8bit is {self.keep_8bit}", "it is a number of sites"
         yield (
@@ -200,10 +200,28 @@ class Recipe:
             f"accuracy_level {self.accuracy_level} does not round activations to 8 bits",
             "leave it out, or choose scheme w4a16",
         )
+        ranged = {
+            "activations static": self.activations == "static",
+            "clip": self.clip is not None,
+            "activation_group_size": self.activation_group_size is not None,
+            "activation_range symmetric": self.activation_range == "symmetric",
+        }
+        why = "MatMulNBits rounds its own way" if self.rounds_activations else f"scheme {self.scheme} rounds none"
+        for name, given in ranged.items():
+            yield (
+                given and self.activation_bits is None,
+                f"{name} says how activations are rounded, and {why}",
+                "leave it out, or choose scheme w4a8 or w4a4 in form qdq or integer",
+            )
         yield (
-            self.activations == "static" and not self.rounds_activations,
-            f"scheme {self.scheme} rounds no activations, so they have no static range",
-            "choose scheme w4a8 or w4a4",
+            not self.rounds and (self.form != "qdq" or bool(self.keep_8bit or self.w8 or self.target_bits)),
+            "scheme float rounds nothing, so it has no form and keeps no bits",
+            "choose scheme w4a16, w4a8 or w4a4",
+        )
+        yield (
+            self.max_overhead is not None and self.transform in ("spinquant", "flatquant"),
+            f"what {self.transform} learns runs online as it is",
+            "leave max_overhead out, or choose transform cat",
         )
         yield (
             self.activations == "static" and self.activation_group_size is not None,
@@ -254,7 +272,8 @@ class Recipe:
         fitted = self.transform not in ("none", "hadamard")
         kept = bool(self.keep_8bit) or self.target_bits is not None
         sequential = self.rounding == "sequential"
-        return fitted or self.needs_rows or self.needs_whole_moments or kept or sequential or bool(self.max_overhead)
+        bounded = self.max_overhead is not None
+        return fitted or self.needs_rows or self.needs_whole_moments or kept or sequential or bounded
 
     @property
     def needs_whole_moments(self) -> bool:

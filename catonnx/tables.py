@@ -140,10 +140,12 @@ def _report_facts(report: Report) -> list[tuple[str, str]]:
         facts.append(("not copied", f"{', '.join(report.not_copied)}: links out of the model's folder"))
     times = ", ".join(f"{step} {seconds:.1f}" for step, seconds in report.steps)
     total = sum(seconds for _, seconds in report.steps)
+    fitted = report.recipe["rounding"] in ("gptq", "sequential")
     share = report.online_multiply_adds / max(1, report.multiply_adds)
     smaller = f", {before / after:.1f} x smaller" if before > after > 0 else ""
     facts += [
         ("seconds", f"{times}; {total:.1f} in all"),
+        *([("mind", "divergence is measured on the text that rounding was fitted to")] if fitted else []),
         *([("online", f"{_percent(share)} more multiply-adds than the linears alone")] if share else []),
         *([("damped", f"{len(report.dampings)} sites more than asked for")] if report.dampings else []),
         ("memory", f"{report.peak_memory / 1e6:.0f} MB at most"),

@@ -40,9 +40,12 @@ def wishes_of(**given: Any) -> dict[str, Any]:
 def _share(text: str) -> float:
     """Return `5%` or `0.05` as a number."""
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         raise UsageError(f"max_overhead is {text!r}", hint="write 5% or 0.05") from None
+    if share > 1 and not text.endswith("%"):
+        raise UsageError(f"max_overhead {text} would be {100 * share:.0f} %", hint="write 5% or 0.05")
+    return share
 
 
 def with_plan(
@@ -67,11 +70,16 @@ def with_plan(
     from catonnx.graph.load import find
     from catonnx.planfile import SHAPING, load_plan
 
-    given = [name for name in wishes if name in SHAPING]
+    saved = load_plan(file)
+    given = [name for name in wishes if name in SHAPING and _plain(wishes[name]) != saved.shaping[name]]
     if given:
         names = ", ".join("--" + name.replace("_", "-") for name in given)
         raise UsageError(f"{names} and --plan contradict each other", hint="a plan has settled that already")
-    saved = load_plan(file)
     if saved.digest != find(model).digest:
         terminal.note("the plan was made for another model; it is taken if it fits this one")
     return Recipe(**(effort | wishes | dict(saved.shaping))), saved.plan
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value

@@ -178,7 +178,7 @@ def _untied(factor: Any) -> Any:
 PLANS: dict[str, tuple[str, Callable[[list[SitePlan]], list[SitePlan]]]] = {
     "site missing": ("the plan is for 11 sites, the model has 12 (", lambda plans: plans[1:]),
     "site twice": ("the plan is for 13 sites, the model has 12", lambda plans: [*plans, plans[0]]),
-    "another name": ("the plan is for 12 sites", lambda p: [dataclasses.replace(p[0], site="nobody"), *p[1:]]),
+    "another name": ("the plan lacks a site (", lambda p: [dataclasses.replace(p[0], site="nobody"), *p[1:]]),
     "sites exchanged": ("the plan is for another width than ", lambda p: _exchanged(p)),
     "too much absorbed": ("the plan absorbs a hadamard 32 that does not fit here: only a scaling", lambda p: _all(p)),
     "negative scale": ("the plan absorbs a scale that does not fit here: ", lambda p: _changed(p, _negative)),

@@ -108,7 +108,7 @@ def test_quiet_says_nothing(tiny_llama: Path, tmp_path: Path) -> None:
 
 def test_every_option_reaches_the_recipe(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
     wanted = {
-        "scheme": "w4a16",
+        "scheme": "w4a4",
         "group_size": None,
         "transform": "cat",
         "block_size": 8,
@@ -131,8 +131,8 @@ def test_every_option_reaches_the_recipe(tiny_llama: Path, text: Path, tmp_path:
         "calibration": str(text),
         "samples": 3,
         "seq_len": 24,
-        "form": "nbits",
-        "accuracy_level": 4,
+        "form": "qdq",
+        "accuracy_level": 0,
         "include": ["*proj*"],
         "exclude": ["*k_proj*", "*v_proj*"],
         "lm_head": True,

@@ -187,7 +187,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"form": "nbits", "scheme": "w4a8", "provider": "cuda"},
         "on the CPU only",
     ),
-    "static without activations": ({"activations": "static"}, "so they have no static range"),
+    "static without activations": ({"activations": "static"}, "scheme w4a16 rounds none"),
     "static groups": (
         {"scheme": "w4a4", "activations": "static", "activation_group_size": 32},
         "a static range is one for all channels",
