@@ -157,8 +157,8 @@ def read(path: Path) -> ir.Model:
     if proto.ir_version == 0 or not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
         raise ModelError("this is not an ONNX model: it holds no graph", where=path, hint="export it again")
     try:
-        model = ir.from_proto(proto)
-    except (ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        model = ir.serde.deserialize_model(proto)
+    except ir.serde.SerdeError as error:
         raise ModelError(f"the graph is not sound: {_root(error)}", where=path, hint="export it again") from error
     _check_whole(model, path)
     ir.external_data.set_base_dir(model.graph, path.parent)
