@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ import numpy as np
 
 from catonnx.errors import OutputError
 from catonnx.runtime.feeds import Feeds
+from catonnx.runtime.spool import temporary_folder
 
 Way = Literal["both", "float", "rounded"]
 """Whose value it is; before the first site the two runs are one."""
@@ -32,10 +32,7 @@ class Live:
         self._files = 0
 
     def __enter__(self) -> Live:
-        try:
-            self._folder = tempfile.TemporaryDirectory(prefix="stages-", dir=self._scratch)
-        except OSError as error:
-            raise OutputError(f"no temporary folder: {error.strerror}", where=self._scratch) from error
+        self._folder = temporary_folder(self._scratch)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,6 +11,21 @@ import numpy as np
 from catonnx.errors import OutputError
 
 
+def temporary_folder(place: str | Path | None) -> tempfile.TemporaryDirectory[str]:
+    """Return a new folder that goes with its context.
+
+    Args:
+        place: Where it is made; the system's temporary folder unless given.
+
+    Raises:
+        OutputError: nothing can be written there.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix="catonnx-", dir=place)
+    except OSError as error:
+        raise OutputError(f"no temporary folder: {error.strerror}", where=place) from error
+
+
 class Spool:
     """Arrays by sample and position, one file each, in a temporary folder that goes with the context.
 
@@ -25,10 +40,7 @@ class Spool:
         self._scratch = scratch
 
     def __enter__(self) -> Spool:
-        try:
-            self._folder = tempfile.TemporaryDirectory(prefix="catonnx-", dir=self._scratch)
-        except OSError as error:
-            raise OutputError(f"no temporary folder: {error.strerror}", where=self._scratch) from error
+        self._folder = temporary_folder(self._scratch)
         return self
 
     def __exit__(self, *_: object) -> None:
