@@ -35,6 +35,7 @@ from threadpoolctl import threadpool_limits
 import models
 from catonnx.errors import CatonnxError
 from catonnx.runtime.text import TokenStream, pack_text, read_text
+from tools.arguments import add_calibration, add_places
 from tools.bench_findings import Finding, bounds, legend, table
 from tools.bench_judging import Judge, judging
 from tools.bench_methods import METHODS, Method
@@ -233,10 +234,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="measure only what the JSON file has not yet")
     parser.add_argument("--rows", type=int, help="rows of Wikipedia text (default 16)")
     parser.add_argument("--row-tokens", type=int, default=512, help="tokens in each (default 512)")
-    parser.add_argument("--samples", type=int, default=32, help="calibration texts (default 32)")
-    parser.add_argument("--seq-len", type=int, default=512, help="tokens in each (default 512)")
-    parser.add_argument("--model", type=Path, help="folder of another language model with a tokenizer")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where the JSON goes (default tools/results/)")
+    add_calibration(parser)
+    add_places(parser, RESULTS)
     return parser
 
 

@@ -23,6 +23,7 @@ import models
 from catonnx.pipeline import optimize
 from catonnx.recipe import Recipe
 from catonnx.runtime.text import TokenStream, pack_text, read_text
+from tools.arguments import add_calibration, add_places
 from tools.child import run
 from tools.machine import surroundings
 from tools.stepping import Times, Variant, median_ratio, open_runner, take_turns
@@ -105,11 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default 9)")
     parser.add_argument("--decoded", type=int, default=32, help="tokens decoded in each round (default 32)")
     parser.add_argument("--row-tokens", type=int, default=512, help="tokens of prefill (default 512)")
-    parser.add_argument("--samples", type=int, default=32, help="calibration texts (default 32)")
-    parser.add_argument("--seq-len", type=int, default=512, help="tokens in each (default 512)")
-    parser.add_argument("--model", type=Path, help="folder of another language model with cache and tokenizer")
+    add_calibration(parser)
     parser.add_argument("--keep", type=Path, help="folder in which the models stay")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where the JSON goes (default tools/results/)")
+    add_places(parser, RESULTS)
     return parser
 
 

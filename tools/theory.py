@@ -40,6 +40,7 @@ from catonnx.plan import make_plan
 from catonnx.quality import predict
 from catonnx.recipe import Recipe
 from catonnx.siteplan import SitePlan
+from tools.arguments import add_calibration, add_places
 from tools.bench_methods import SCHEMES, TOKEN
 from tools.bench_workbench import Workbench
 from tools.machine import surroundings
@@ -189,10 +190,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="theory", description="Compare predicted and measured SQNR of every site; see the file's first lines."
     )
     parser.add_argument("--transform", action="append", choices=TRANSFORMS, help="repeatable; default all of them")
-    parser.add_argument("--samples", type=int, default=32, help="calibration texts (default 32)")
-    parser.add_argument("--seq-len", type=int, default=512, help="tokens in each (default 512)")
-    parser.add_argument("--model", type=Path, help="folder of another language model with a tokenizer")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where the JSON goes (default tools/results/)")
+    add_calibration(parser)
+    add_places(parser, RESULTS)
     return parser
 
 
