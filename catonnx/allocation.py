@@ -39,7 +39,7 @@ class Allotment:
     Attributes:
         site: Name of the activation.
         weights: Number of weights that read it.
-        predicted_db: SQNR of its outputs in 4 bits, predicted by theory; None where it was not.
+        predicted_db: SQNR of its outputs in 4 bits, or in 8 if it was named, by theory; None where it is not known.
         measured_db: The same, measured.
         bits: What it gets.
     """
@@ -105,7 +105,7 @@ def allot(
 
     Args:
         recipe: Gives the budget, and how weights are rounded.
-        plan: The changes of basis and the grids of activations.
+        plan: The changes of basis and the grids of activations; sites with 8 bits in it keep them, and count.
         sites: Their weights must still be as they were.
         moments: Of all sites.
         predictions: Of all sites in 4 bits.
@@ -118,11 +118,11 @@ def allot(
         raise UsageError(f"keep_8bit is {recipe.keep_8bit}, and there are {len(sites)} sites", hint="ask for fewer")
     plans, rows = plan.by_site(), []
     for site in sites:
-        weights = weights_of(site)
-        noise = _noise(recipe, plans[site.name], moments[site.name], weights)
+        weights, own = weights_of(site), plans[site.name]
+        noise = _noise(recipe, own, moments[site.name], weights)
         predicted = predictions.get(site.name)
         count = sum(weight.size for weight in weights)
-        rows.append(Allotment(site.name, count, predicted.after if predicted else None, decibels(1, noise), LOWEST))
+        rows.append(Allotment(site.name, count, predicted.after if predicted else None, decibels(1, noise), own.bits))
     wide = _widest(rows, recipe)
     return tuple(dataclasses.replace(row, bits=HIGHEST) if row.site in wide else row for row in rows)
 
@@ -142,14 +142,14 @@ def with_bits(plan: Plan, wide: Set[str]) -> Plan:
 
 
 def _noise(recipe: Recipe, plan: SitePlan, moments: Moments, weights: Sequence[np.ndarray]) -> float:
-    """Return the mean over the linears of the error of their outputs in 4 bits, relative to these."""
+    """Return the mean over the linears of the error of their outputs, relative to these."""
     transform, noises = plan.transform(moments.width), []
     rows = transform.apply(moments.rows)
     read = rows if plan.grid is None else plan.grid.round(rows)
     moment = None if len(rows) else new_moment(plan, moments)
     for weight in weights:
         changed = transform.solve(weight)
-        rounded = quantize_weight(changed, recipe.group_size, method="nearest").dequantize()
+        rounded = quantize_weight(changed, recipe.group_size, bits=plan.bits, method="nearest").dequantize()
         if moment is None:
             noises.append(relative_error(rows @ changed, read @ rounded, by_size=True))
         elif (signal := output_energy(moment, changed)) > 0:
@@ -158,13 +158,14 @@ def _noise(recipe: Recipe, plan: SitePlan, moments: Moments, weights: Sequence[n
 
 
 def _widest(rows: Sequence[Allotment], recipe: Recipe) -> set[str]:
-    """Return the names of the sites that keep 8 bits."""
+    """Return the names of the sites that keep 8 bits; those that have them already are among them."""
+    chosen = {row.site for row in rows if row.bits == HIGHEST}
+    open_rows = [row for row in rows if row.site not in chosen]
     if recipe.target_bits is None:
-        by_noise = sorted(rows, key=lambda row: row.measured_db)
-        return {row.site for row in by_noise[: recipe.keep_8bit]}
-    spare = (recipe.target_bits - LOWEST) * sum(row.weights for row in rows)
-    chosen = set()
-    for row in sorted(rows, key=lambda row: 10 ** (-row.measured_db / 10) / row.weights, reverse=True):
+        by_noise = sorted(open_rows, key=lambda row: row.measured_db)
+        return chosen | {row.site for row in by_noise[: max(0, recipe.keep_8bit - len(chosen))]}
+    spare = sum((recipe.target_bits - row.bits) * row.weights for row in rows)
+    for row in sorted(open_rows, key=lambda row: 10 ** (-row.measured_db / 10) / row.weights, reverse=True):
         if row.weights * (HIGHEST - LOWEST) <= spare:
             chosen.add(row.site)
             spare -= row.weights * (HIGHEST - LOWEST)

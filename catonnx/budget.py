@@ -23,7 +23,6 @@ from catonnx.siteplan import Plan, SitePlan, online_multiply_adds
 _ORDERS = (512, 128, 64, 32, 1)
 """Hadamard matrices that are tried besides the one wanted; each is narrowed to what tiles a site's width."""
 
-
 _ROWS, _COLUMNS = 64, 128
 """Rows of an activation and output channels of a linear by which variants are compared."""
 

@@ -123,29 +123,7 @@ def inspect_command(
 ) -> None:
     """Show linear layers: shape, what stands before them, what that could absorb, and why not more."""
     with guarded(verbose=verbose):
-        wishes = wishes_of(
-            scheme=scheme,
-            group_size=group_size,
-            activation_group_size=activation_group_size,
-            calibration=calibration,
-            transform=transform,
-            block_size=block_size,
-            hadamard_size=hadamard_size,
-            permute=permute or None,
-            refine=refine or None,
-            online=online,
-            max_overhead=max_overhead,
-            caches=caches,
-            activations=activations,
-            activation_range=activation_range,
-            samples=samples,
-            seq_len=seq_len,
-            include=include,
-            exclude=exclude,
-            lm_head=lm_head,
-            provider=provider,
-            seed=seed,
-        )
+        wishes = wishes_of(locals())
         _check_places(json_file)
         terminal = Terminal(quiet=quiet)
         recipe, saved = with_plan(preset, wishes, plan, model, terminal)
@@ -216,38 +194,7 @@ def optimize_command(
 ) -> None:
     """Transform a model, round it to 4 bits, verify it, and save it as a new folder."""
     with guarded(verbose=verbose):
-        wishes = wishes_of(
-            scheme=scheme,
-            group_size=group_size,
-            activation_group_size=activation_group_size,
-            calibration=calibration,
-            transform=transform,
-            block_size=block_size,
-            hadamard_size=hadamard_size,
-            permute=permute or None,
-            refine=refine or None,
-            online=online,
-            max_overhead=max_overhead,
-            caches=caches,
-            activations=activations,
-            activation_range=activation_range,
-            clip=clip,
-            w8=w8,
-            keep_8bit=keep_8bit,
-            target_bits=target_bits,
-            samples=samples,
-            seq_len=seq_len,
-            form=form,
-            accuracy_level=accuracy_level,
-            rounding=rounding,
-            damping=damping,
-            scales=scales,
-            include=include,
-            exclude=exclude,
-            lm_head=lm_head,
-            provider=provider,
-            seed=seed,
-        )
+        wishes = wishes_of(locals())
         _check_places(report_json, save_plan, source=model)
         terminal = Terminal(quiet=quiet)
         recipe, saved = with_plan(preset, wishes, plan, model, terminal)

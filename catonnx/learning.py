@@ -45,10 +45,9 @@ def learned(
     """
     from catonnx.learned import SiteSample, learn_affine, learn_rotation, refine
 
-    fixed, dynamic = recipe.activations == "static", grid
     ties = absorption.ties if absorption.width >= 1 else None
     try:
-        sample = SiteSample(moments.rows, weights, recipe.group_size, 4, dynamic, ties)
+        sample = SiteSample(moments.rows, weights, recipe.group_size, 4, grid, ties)
     except ValueError as error:
         raise CalibrationError(
             f"the transform cannot be learned: {error}",
@@ -64,6 +63,7 @@ def learned(
     else:
         return [], grid, ""
     note = f"not learned: {result.why_not}" if result.why_not else ""
-    clips = grid is not None and not fixed and recipe.clip is None and recipe.transform != "spinquant"
-    clipped = dataclasses.replace(grid, clip=result.clip) if grid is not None and clips else grid
-    return list(result.transform.factors), clipped, note
+    searched = recipe.activations == "dynamic" and recipe.clip is None and recipe.transform != "spinquant"
+    if grid is not None and searched:
+        grid = dataclasses.replace(grid, clip=result.clip)
+    return list(result.transform.factors), grid, note

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +15,26 @@ if TYPE_CHECKING:
     from catonnx.siteplan import Plan
 
 
-def wishes_of(**given: Any) -> dict[str, Any]:
+_FIELDS = frozenset(field.name for field in dataclasses.fields(Recipe))
+
+
+def wishes_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return what was said of the recipe, in its own terms; what was not said is left out.
+
+    Args:
+        parameters: Everything that a command was called with, by name; what is named as a field of `Recipe` counts.
 
     Raises:
         UsageError: if a share is no number.
     """
-    wishes = {name: value for name, value in given.items() if value is not None}
-    for name in ("include", "exclude"):
-        wishes[name] = tuple(wishes.get(name, ()))
-    if "w8" in wishes:
-        wishes["w8"] = tuple(wishes["w8"])
-    if "calibration" in wishes:
-        first, *more = wishes["calibration"]
-        wishes["calibration"] = (first, *more) if more else first
+    # A flag that was not given is False, a repeatable option None or empty; 0 is a wish.
+    said = {name: value for name, value in parameters.items() if value is not None and value is not False}
+    wishes = {name: value for name, value in said.items() if name in _FIELDS and value != []}
+    for name in ("include", "exclude", "w8", "calibration"):
+        if name in wishes:
+            wishes[name] = tuple(wishes[name])
+    if len(wishes.get("calibration", ())) == 1:
+        (wishes["calibration"],) = wishes["calibration"]
     for name in ("group_size", "activation_group_size"):
         if name in wishes:
             wishes[name] = int(wishes[name]) if wishes[name].isdigit() else None

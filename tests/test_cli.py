@@ -298,3 +298,12 @@ def test_names_that_stdout_cannot_spell_are_escaped(tiny_llama: Path, tmp_path: 
     done = subprocess.run(command, capture_output=True, check=False, env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
+
+
+@pytest.mark.parametrize("option", ["--clip", "--damping"])
+def test_zero_is_a_wish(option: str, tiny_llama: Path, tmp_path: Path) -> None:
+    result = catonnx_("optimize", tiny_llama, "-o", tmp_path / "out", "--scheme", "w4a4", option, "0", *QUICK)
+    if option == "--clip":
+        assert (result.exit_code, "clip is 0.0" in result.stderr) == (2, True)
+    else:
+        assert json.loads((tmp_path / "out" / "catonnx.json").read_text())["recipe"]["damping"] == 0

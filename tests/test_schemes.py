@@ -114,6 +114,17 @@ def test_named_linears_keep_8_bits(tiny_llama: Path, tmp_path: Path) -> None:
         _optimize(tiny_llama, tmp_path / "none", w8=("*nothing*",))
 
 
+def test_named_sites_count_among_those_that_keep_8_bits(tiny_llama: Path, tmp_path: Path) -> None:
+    named = {"w8": ("*layers.0*q_proj*",)}
+    report = _optimize(tiny_llama, tmp_path / "some", keep_8bit=3, **named)
+    wide = [row for row in report.sites if row.bits == 8]
+    assert len(wide) == 3
+    assert any("layers.0" in linear and "q_proj" in linear for row in wide for linear in row.linears)
+    report = _optimize(tiny_llama, tmp_path / "mean", target_bits=5.0, **named)
+    weights = [sum(rows * columns for rows, columns in row.shapes) for row in report.sites]
+    assert sum(row.bits * count for row, count in zip(report.sites, weights, strict=True)) <= 5.0 * sum(weights)
+
+
 @pytest.mark.parametrize("target", [4.0, 4.5, 6.0, 8.0])
 def test_target_bits_are_kept(target: float, tiny_llama: Path, tmp_path: Path) -> None:
     report = _optimize(tiny_llama, tmp_path / "out", target_bits=target)
