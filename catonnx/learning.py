@@ -15,6 +15,9 @@ from catonnx.math.factors import Factor, Transform
 from catonnx.math.moments import Moments
 from catonnx.recipe import Recipe
 
+FEW_ROWS = 256
+"""With fewer rows of a site what is learned may fit nothing but them; the plan says so."""
+
 
 def learned(
     recipe: Recipe,
@@ -63,6 +66,8 @@ def learned(
     else:
         return [], grid, ""
     note = f"not learned: {result.why_not}" if result.why_not else ""
+    if not note and len(moments.rows) < FEW_ROWS:
+        note = f"learned from {len(moments.rows)} rows only"
     searched = recipe.activations == "dynamic" and recipe.clip is None and recipe.transform != "spinquant"
     if grid is not None and searched:
         grid = dataclasses.replace(grid, clip=result.clip)

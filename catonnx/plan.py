@@ -93,9 +93,17 @@ def make_plan(
     Raises:
         CalibrationError: if moments are missing or so ill-conditioned that no damping helps.
     """
+    fitted: dict[tuple[str, int], list[Factor]] = {}  # the latest: a Hadamard matrix behind them changes nothing
+
+    def fit(wish: Recipe, site: Site, block: int) -> list[Factor]:
+        if (site.name, block) not in fitted:
+            fitted.clear()
+            absorption, seen = absorptions[site.name], moments.get(site.name)
+            fitted[site.name, block] = fit_factors(wish, site, absorption, seen, weights_of, block)
+        return list(fitted[site.name, block])
 
     def outline(wish: Recipe, site: Site) -> SitePlan:
-        factors, notes = _factors(wish, site, absorptions[site.name], moments.get(site.name), weights_of)
+        factors, notes = _factors(wish, site, absorptions[site.name], moments.get(site.name), fit)
         grid, note = open_grid(wish, site.width)
         placed = _place(wish, site, absorptions[site.name], factors, [*notes, *([note] if note else [])])
         return dataclasses.replace(placed, grid=grid)
@@ -137,7 +145,7 @@ def _factors(
     site: Site,
     absorption: Absorption,
     moments: Moments | None,
-    weights_of: Callable[[Site], Sequence[np.ndarray]],
+    fit: Callable[[Recipe, Site, int], list[Factor]],
 ) -> tuple[list[Factor], list[str]]:
     notes: list[str] = []
     block = block_width(site.width, absorption, recipe)
@@ -145,7 +153,7 @@ def _factors(
         notes.append(f"blocks narrowed to {block}, a divisor of {site.width}")
     if recipe.needs_moments and (moments is None or moments.count == 0):
         raise CalibrationError("no activation was measured", where=f"site {site.name}")
-    factors = fit_factors(recipe, site, absorption, moments, weights_of, block)
+    factors = fit(recipe, site, block)
     order, wanted = hadamard_order(site.width, recipe), wanted_hadamard(site.width, recipe)
     if _mixes(recipe) and order != wanted:
         notes.append(f"no Hadamard matrix of width {wanted} tiles {site.width} channels; {order} does")

@@ -7,6 +7,7 @@ left out of both the signal and the error; differences between before and after 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -105,6 +106,9 @@ def _new_energy(plan: SitePlan, moments: Moments) -> float:
     while factors and isinstance(factors[-1], Hadamard):
         factors.pop()
     changing = dataclasses.replace(plan, absorbed=tuple(factors), online=())
+    block = math.lcm(*(mixing_width(factor) for factor in factors))
+    if moments.block % block == 0:  # nothing wider has a part in the trace
+        moments = moments.narrow(block)
     return float(np.trace(new_moment(changing, moments), axis1=1, axis2=2).sum())
 
 

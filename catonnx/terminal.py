@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import signal
 import sys
 import threading
@@ -17,6 +19,7 @@ from rich.console import Console, RenderableType
 
 from catonnx.errors import CatonnxError
 from catonnx.progress import Progress, silent
+from catonnx.recipe import Recipe
 
 WIDTH = 100
 """Columns that results take up at most, and where there is no terminal."""
@@ -96,13 +99,19 @@ def guarded(*, verbose: bool = False) -> Iterator[None]:
     except CatonnxError as error:
         if verbose:
             traceback.print_exc()
-        typer.echo("error: " + " ".join(str(error).splitlines()), err=True)
+        typer.echo("error: " + _with_flags(" ".join(str(error).splitlines())), err=True)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as interruption:
         if verbose:
             traceback.print_exc()
         typer.echo("error: interrupted", err=True)
         raise typer.Exit(INTERRUPTED) from interruption
+
+
+def _with_flags(text: str) -> str:
+    """Spell fields of a recipe as the options that set them; a field of one word reads well as it is."""
+    fields = "|".join(field.name for field in dataclasses.fields(Recipe) if "_" in field.name)
+    return re.sub(rf"(?<![\w/.-])({fields})(?![\w/.-])", lambda match: f"--{match[0].replace('_', '-')}", text)
 
 
 @contextmanager

@@ -284,6 +284,13 @@ def test_the_process_ends_with_the_code_too(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: there is no such model")
 
 
+def test_refusals_name_options_and_not_fields(tiny_llama: Path, tmp_path: Path) -> None:
+    wishes = ("--scheme", "w4a8", "--form", "integer", "--group-size", "32")
+    result = catonnx_("optimize", tiny_llama, "-o", tmp_path / "out", *wishes)
+    assert "choose --group-size channel" in result.stderr
+    assert "group_size" not in result.stderr
+
+
 def test_verbose_shows_the_traceback(tmp_path: Path) -> None:
     result = catonnx_("inspect", tmp_path / "nothing.onnx", "-v")
     assert result.exit_code == 3

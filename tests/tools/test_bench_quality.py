@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from catonnx import Recipe
-from tools import bench_peers, bench_quality, theory
+from tools import bench_peers, bench_quality, orthogonal, theory
 from tools.bench_findings import Finding, bounds, ratio, table
 from tools.bench_methods import (
     BEST,
@@ -148,3 +148,14 @@ def test_theory_writes_a_table(tiny_llama: Path, tmp_path: Path, capsys: pytest.
     assert "hadamard" in capsys.readouterr().out
     data = json.loads(out.read_text(encoding="utf-8"))
     assert len(data["sites"]["hadamard"]) == data["agreement"]["hadamard"]["sites"] == 12
+
+
+def test_orthogonal_factors_are_compared(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "orthogonal.json"
+    arguments = ["--model", str(tiny_llama), "--samples", "4", "--seq-len", "64", "--json", str(out)]
+    assert orthogonal.main(arguments) == 0
+    assert "chosen" in capsys.readouterr().out
+    for kinds in json.loads(out.read_text(encoding="utf-8"))["gains_db"].values():
+        sites = [gains for own in kinds.values() for gains in own]
+        assert len(sites) == 12
+        assert all(gains["hadamard"] == 0 and gains["chosen"] > gains["none"] - 1 for gains in sites)
