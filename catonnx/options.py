@@ -65,6 +65,9 @@ PermuteOption = Annotated[bool, typer.Option("--permute", help="Gather channels 
 RefineOption = Annotated[
     bool, typer.Option("--refine", help="Train scales, blocks and clip ratios further, site by site (needs torch).")
 ]
+CorrectBiasOption = Annotated[
+    bool, typer.Option("--correct-bias", help="Add the mean of the error of rounding to what linears give out.")
+]
 OnlineOption = Annotated[
     Online | None,
     typer.Option(help="May factors that cannot be absorbed stay as nodes?", show_default=_DEFAULT.online),

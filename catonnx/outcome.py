@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 
@@ -12,9 +13,12 @@ from catonnx.graph.sites import Linear
 from catonnx.math.moments import Moments
 from catonnx.math.rounding import QuantizedWeight
 from catonnx.passes.quantize_weights import Observer
-from catonnx.quality import Prediction, RoundedSite, new_moment
+from catonnx.quality import Prediction, RoundedSite, mean_error, new_moment
 from catonnx.report import SiteRow
 from catonnx.siteplan import Plan, SitePlan, describe, describe_grid
+
+Shifts: TypeAlias = dict[str, np.ndarray]
+"""Name of what a linear gives out -> what has to be added to it so that its mean is right again, shape (N,)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,8 +42,17 @@ class _SeenSite:
         return _SeenSite(moment, rows, rows if plan.grid is None else plan.grid.round(rows))
 
 
-def observer(opened: Opened, plan: Plan, moments: Mapping[str, Moments], rounded: dict[str, RoundedSite]) -> Observer:
-    """Return what sums up noise and size of every site, in `rounded`, while its linears are rounded."""
+def observer(
+    opened: Opened,
+    plan: Plan,
+    moments: Mapping[str, Moments],
+    rounded: dict[str, RoundedSite],
+    shifts: Shifts | None = None,
+) -> Observer:
+    """Return what sums up noise and size of every site, in `rounded`, while its linears are rounded.
+
+    With `shifts` it also finds the mean of the error and puts there what makes up for it; moments must have rows then.
+    """
     plans = plan.by_site()
     site_of = {linear: site.name for site in opened.sites for linear in site.selected}
     latest: dict[str, _SeenSite] = {}
@@ -54,8 +67,13 @@ def observer(opened: Opened, plan: Plan, moments: Mapping[str, Moments], rounded
             latest.clear()
             latest[name] = _SeenSite.of(plans[name], moments[name])
         seen, dequantized = latest[name], quantized.dequantize()
+        shift = None
+        if shifts is not None:
+            mean = mean_error(seen.rows, seen.rows @ weight - seen.read @ dequantized)
+            shift = shifts[str(linear.node.outputs[0].name)] = mean.astype(linear.dtype.numpy())
+            total.size += shift.nbytes
         if seen.moment is None:
-            total.add_outputs(seen.rows, seen.read, weight, dequantized)
+            total.add_outputs(seen.rows, seen.read, weight, dequantized, shift)
         else:
             total.add(seen.moment, weight, dequantized - weight)
 

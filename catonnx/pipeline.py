@@ -19,7 +19,7 @@ from catonnx.graph import load
 from catonnx.graph.outputs import with_outputs
 from catonnx.graph.save import RESULT_MARK, copy_companions, staged, write_beside, write_model
 from catonnx.measures import Clock, bytes_of, peak_memory, versions
-from catonnx.outcome import observer, rows_of
+from catonnx.outcome import Shifts, observer, rows_of
 from catonnx.plan import check_form, check_plan
 from catonnx.progress import Progress, silent
 from catonnx.quality import RoundedSite, predict
@@ -85,7 +85,7 @@ def optimize(
         graph_model, linears = opened.model, tuple(linear for site in opened.sites for linear in site.selected)
 
         with clock("calibrate"):
-            fits = recipe.needs_moments if plan is None else recipe.rounding in ("gptq", "sequential")
+            fits = recipe.needs_moments if plan is None else recipe.rounds_by_data
             feeds = calibration_feeds(
                 reference, source, opened, recipe, recipe.samples if fits else VERIFIED_RUNS, progress
             )
@@ -128,7 +128,9 @@ def optimize(
                 rounder = make_rounder(
                     opened, chosen, moments, recipe, feeds=feeds, scratch=work, dampings=dampings, progress=progress
                 )
-                write_rounded(opened, chosen, rounder, observer(opened, chosen, moments, rounded), progress)
+                shifts: Shifts | None = {} if recipe.correct_bias else None
+                observe = observer(opened, chosen, moments, rounded, shifts)
+                write_rounded(opened, chosen, rounder, observe, shifts, progress)
             with clock("save"):
                 write_model(graph_model, stage / "model.onnx")
             with clock("verify"):

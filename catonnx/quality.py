@@ -60,13 +60,30 @@ class RoundedSite:
         if signal > 0:
             self.noise.append(output_energy(moment, error) / signal)
 
-    def add_outputs(self, rows: np.ndarray, read: np.ndarray, weight: np.ndarray, rounded: np.ndarray) -> None:
-        """Take in one linear: rows [n, d] of the activation and what is read instead, its weight and that rounded."""
+    def add_outputs(
+        self,
+        rows: np.ndarray,
+        read: np.ndarray,
+        weight: np.ndarray,
+        rounded: np.ndarray,
+        shift: np.ndarray | None = None,
+    ) -> None:
+        """Take in one linear.
+
+        Args:
+            rows: Some rows of the activation, [n, d].
+            read: What is read instead of them.
+            weight: The weight, [d, N].
+            rounded: The weight as it is rounded.
+            shift: Is added to the outputs, [N].
+        """
         exact = rows @ weight
         signal = float(np.vdot(exact, exact))
         if signal > 0:
             for noises, seen in ((self.noise, rows), (self.output_noise, read)):
                 error = seen @ rounded - exact
+                if shift is not None:
+                    error += shift
                 noises.append(float(np.vdot(error, error)) / signal)
 
     @property
@@ -78,6 +95,17 @@ class RoundedSite:
     def output_sqnr_db(self) -> float | None:
         """Mean over the linears of weights and activation rounded together, in dB; None if no rows were kept."""
         return decibels(len(self.output_noise), sum(self.output_noise)) if self.output_noise else None
+
+
+def mean_error(rows: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """Return the mean of errors [n, N], each counted by the inverse energy of its row [n, d] of the activation.
+
+    Plainly averaged, a first token that is some hundred times larger than the others would decide for all of them.
+    """
+    energies = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
+    counts = 1 / np.maximum(energies, 1e-12 * energies.max(initial=1e-30))
+    mean: np.ndarray = counts @ errors / counts.sum()
+    return mean
 
 
 def new_moment(plan: SitePlan, moments: Moments) -> np.ndarray:

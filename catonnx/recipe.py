@@ -51,6 +51,8 @@ class Recipe:
             magnitude; `gptq` lets rows make up for each other, by the moments of calibration; `sequential` does it site
             by site and makes up for the sites before, too.
         damping: Of `gptq` and `sequential`, in units of the mean square of a channel: how little to trust the text.
+        correct_bias: Whether the mean of the error that rounding brings is added to what linears give out: at no cost
+            where they have a bias or ONNX Runtime takes one into the product.
         scales: Whether scales of weights may be negative (`signed`), so that the largest magnitude maps to -8.
         activations: `dynamic` finds the range of every token as it comes, `static` takes it from calibration.
         activation_range: `asymmetric` runs from the smallest to the largest number, `symmetric` has zero in the middle.
@@ -86,6 +88,7 @@ class Recipe:
     caches: Caches = "transformed"
     rounding: Rounding = "mse"
     damping: float = 0.3
+    correct_bias: bool = False
     scales: Scales = "signed"
     activations: Activations = "dynamic"
     activation_range: ActivationRange = "asymmetric"
@@ -219,6 +222,16 @@ class Recipe:
             "choose scheme w4a16, w4a8 or w4a4",
         )
         yield (
+            self.correct_bias and not self.rounds,
+            "scheme float rounds nothing, so there is no error for correct_bias",
+            "choose scheme w4a16, w4a8 or w4a4",
+        )
+        yield (
+            self.correct_bias and self.rounding == "sequential",
+            "rounding sequential makes up for errors where the next linears read them, and knows of no correct_bias",
+            "choose one of the two",
+        )
+        yield (
             self.max_overhead is not None and self.transform in ("spinquant", "flatquant"),
             f"what {self.transform} learns runs online as it is",
             "leave max_overhead out, or choose transform cat",
@@ -282,8 +295,13 @@ class Recipe:
 
     @property
     def needs_rows(self) -> bool:
-        """Whether some rows of every activation are kept: to find ranges, and to learn from."""
-        return self.activation_bits is not None or self.learns
+        """Whether some rows of every activation are kept: to find ranges, to learn from, to see errors on."""
+        return self.activation_bits is not None or self.learns or self.correct_bias
+
+    @property
+    def rounds_by_data(self) -> bool:
+        """Whether what weights are rounded to depends on activations."""
+        return self.rounding in ("gptq", "sequential") or self.correct_bias
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as plain data."""

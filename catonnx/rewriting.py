@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
+
 from catonnx.analysis import Opened
 from catonnx.passes.absorb import Absorb, AbsorbedTransform
 from catonnx.passes.insert import Insert, OnlineTransform
@@ -9,6 +13,7 @@ from catonnx.passes.integer_products import IntegerProducts
 from catonnx.passes.quantize_activations import QuantizeActivations
 from catonnx.passes.quantize_weights import Observer, QuantizeWeights, Rounder
 from catonnx.passes.relu_as_max import ReluAsMax
+from catonnx.passes.shift_outputs import ShiftOutputs
 from catonnx.progress import Progress
 from catonnx.siteplan import Plan
 
@@ -19,16 +24,34 @@ def transform(opened: Opened, plan: Plan) -> None:
     Insert(_online(opened, plan))(opened.model)
 
 
-def write_rounded(opened: Opened, plan: Plan, rounder: Rounder, observe: Observer, progress: Progress) -> None:
-    """Round a transformed model in place, in the form that its recipe wants."""
+def write_rounded(
+    opened: Opened,
+    plan: Plan,
+    rounder: Rounder,
+    observe: Observer,
+    shifts: Mapping[str, np.ndarray] | None,
+    progress: Progress,
+) -> None:
+    """Round a transformed model in place, in the form that its recipe wants.
+
+    Args:
+        opened: The model in its new basis.
+        plan: Its changes of basis, bits and activation grids.
+        rounder: Rounds each weight.
+        observe: Is told what became of it.
+        shifts: What is added to the outputs of linears, once all of them are rounded; `observe` may fill it in.
+        progress: Told of long steps.
+    """
     recipe, plans = opened.recipe, plan.by_site()
     linears = tuple(linear for site in opened.sites for linear in site.selected)
     grids = tuple((site, grid) for site in opened.sites if (grid := plans[site.name].grid) is not None)
     if recipe.form == "integer":
         IntegerProducts(grids, rounder, recipe.provider, observe, progress)(opened.model)
-        return
-    level = recipe.kernel_level
-    QuantizeWeights(linears, rounder, recipe.form, level, observe, progress)(opened.model)
+    else:
+        level = recipe.kernel_level
+        QuantizeWeights(linears, rounder, recipe.form, level, observe, progress)(opened.model)
+    if shifts:
+        ShiftOutputs(shifts)(opened.model)
     if recipe.form == "qdq":
         QuantizeActivations(grids)(opened.model)
         ReluAsMax(linears)(opened.model)

@@ -120,6 +120,7 @@ def test_every_option_reaches_the_recipe(tiny_llama: Path, text: Path, tmp_path:
         "caches": "exact",
         "rounding": "nearest",
         "damping": 0.2,
+        "correct_bias": True,
         "scales": "positive",
         "activations": "dynamic",
         "activation_range": "symmetric",

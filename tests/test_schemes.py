@@ -14,6 +14,7 @@ import catonnx
 from catonnx import Recipe, Report
 from catonnx.errors import UsageError
 from catonnx.planfile import load_plan, save_plan
+from catonnx.quality import mean_error
 from tests.refusals import assert_refused
 from tests.small_models import language_feeds, relative, run
 
@@ -42,6 +43,10 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "w4a4 gptq": {"scheme": "w4a4", "group_size": None, "rounding": "gptq"},
     "sequential": {"rounding": "sequential"},
     "w4a4 sequential": {"scheme": "w4a4", "group_size": None, "rounding": "sequential"},
+    "corrected bias": {"correct_bias": True},
+    "corrected bias, gptq, nbits": {"correct_bias": True, "rounding": "gptq", "form": "nbits"},
+    "w4a4 corrected bias": {"scheme": "w4a4", "group_size": None, "correct_bias": True},
+    "w4a4 integer, corrected bias": {"scheme": "w4a4", "group_size": None, "form": "integer", "correct_bias": True},
     "positive scales": {"scales": "positive"},
     "wush": {"transform": "wush"},
     "smoothquant": {"transform": "smoothquant"},
@@ -142,6 +147,29 @@ def test_gptq_and_sequential_lower_the_error_on_what_they_saw(tiny_llama: Path, 
     assert found["sequential"] < 0.9 * found["mse"]
 
 
+def test_a_corrected_bias_lowers_the_error_of_every_site(tiny_llama: Path, tmp_path: Path) -> None:
+    plain, corrected = (
+        _optimize(tiny_llama, tmp_path / name, scheme="w4a4", group_size=None, correct_bias=name == "corrected")
+        for name in ("plain", "corrected")
+    )
+    gains = [
+        after.sqnr_outputs - before.sqnr_outputs
+        for before, after in zip(plain.sites, corrected.sites, strict=True)
+        if after.sqnr_outputs is not None and before.sqnr_outputs is not None
+    ]
+    assert len(gains) == 12
+    assert min(gains) > 0
+    biases = onnx.load(tmp_path / "corrected" / "model.onnx", load_external_data=False).graph
+    assert sum(node.name.endswith("/corrected") for node in biases.node) == 21
+
+
+def test_a_bias_makes_up_for_the_mean_of_relative_errors() -> None:
+    rows = np.array([[3.0, 4.0], [0.0, 1.0], [0.0, 0.0]])
+    errors = np.array([[50.0], [2.0], [7.0]])
+    assert mean_error(rows[:2], errors[:2]) == pytest.approx((50 / 25 + 2) / (1 / 25 + 1))
+    assert mean_error(rows[2:], errors[2:]) == pytest.approx(7.0)
+
+
 def test_a_saved_plan_brings_grids_and_bits(tiny_llama: Path, tmp_path: Path) -> None:
     wishes = {"scheme": "w4a4", "group_size": None, "keep_8bit": 2}
     first = _optimize(tiny_llama, tmp_path / "first", **wishes)
@@ -209,6 +237,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "too few bits": ({"target_bits": 3}, "target_bits is 3"),
     "negative overhead": ({"max_overhead": -0.1}, "max_overhead is -0.1"),
     "odd groups": ({"scheme": "w4a4", "activation_group_size": 48}, "activation_group_size is 48"),
+    "a bias for what makes up by itself": (
+        {"rounding": "sequential", "correct_bias": True},
+        "knows of no correct_bias",
+    ),
+    "a bias for no error": ({"scheme": "float", "correct_bias": True}, "no error for correct_bias"),
     "negative damping": ({"damping": -1.0}, "damping is -1.0"),
 }
 

@@ -19,7 +19,7 @@ from catonnx.calibrating import calibration_feeds, measure_sites
 from catonnx.graph import load
 from catonnx.graph.save import write_model
 from catonnx.math.moments import Moments
-from catonnx.outcome import observer, rows_of
+from catonnx.outcome import Shifts, observer, rows_of
 from catonnx.plan import moment_width
 from catonnx.progress import silent
 from catonnx.quality import RoundedSite, predict
@@ -122,7 +122,8 @@ class Workbench:
             dampings=dampings,
             progress=silent,
         )
-        write_rounded(opened, plan, rounder, observer(opened, plan, moments, rounded), silent)
+        shifts: Shifts | None = {} if recipe.correct_bias else None
+        write_rounded(opened, plan, rounder, observer(opened, plan, moments, rounded, shifts), shifts, silent)
         write_model(opened.model, out)
         seconds = time.perf_counter() - begin + (self.calibration_seconds if recipe.needs_moments else 0.0)
         linears = sum(linear.inputs * linear.outputs for site in opened.sites for linear in site.selected)
