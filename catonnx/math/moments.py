@@ -55,8 +55,12 @@ class Moments:
         self.sums = np.zeros((self.width // self.block, self.block, self.block))
         self.maximum = np.zeros(self.width)
 
-    def update(self, rows: NDArray[Any]) -> None:
+    def update(self, rows: NDArray[Any], *, keep: bool = True) -> None:
         """Add rows, shape (..., d), any floating type. NaN and Inf are taken in and show in `is_finite`.
+
+        Args:
+            rows: The rows.
+            keep: Whether `kept_rows` of them are kept.
 
         Raises:
             ValueError: The last axis is not d wide.
@@ -75,7 +79,7 @@ class Moments:
             np.maximum(self.maximum, rows.max(axis=0), out=self.maximum)
             np.maximum(self.maximum, -rows.min(axis=0), out=self.maximum)
         self.count += len(rows)
-        if self.kept_rows:
+        if self.kept_rows and keep:
             self._rows.append(rows[_spread(len(rows), self.kept_rows)].astype(np.float32))
 
     def merge(self, other: Moments) -> None:

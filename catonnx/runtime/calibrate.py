@@ -14,6 +14,9 @@ from catonnx.progress import Progress, silent
 from catonnx.runtime.feeds import Feeds, check_feeds, model_inputs
 from catonnx.runtime.sessions import open_session, run
 
+FEWEST_KEPT = 16
+"""Rows that are kept of an input, if any: the first is always among them, and must not make up a large part."""
+
 
 @dataclass(frozen=True)
 class MomentRequest:
@@ -73,8 +76,11 @@ def measure(
     for index, batch in enumerate(batches):
         check_feeds(batch, inputs, where=f"calibration sample {index}")
 
+    wanted = max(request.rows for request in requests.values())
+    stride = max(1, len(batches) * FEWEST_KEPT // wanted) if wanted else 1
+    keeping = -(-len(batches) // stride)
     moments = {
-        site: Moments(request.width, request.block, kept_rows=-(-request.rows // len(batches)))
+        site: Moments(request.width, request.block, kept_rows=-(-request.rows // keeping))
         for site, request in requests.items()
     }
     sites_of: dict[str, list[str]] = {}
@@ -86,7 +92,7 @@ def measure(
             value = values.pop(0)  # the list lets go of it, so that each activation is freed as soon as it is summed up
             for site in sites:
                 _check_value(value, requests[site], site, index)
-                moments[site].update(value)
+                moments[site].update(value, keep=index % stride == 0)
         progress("calibrate", index + 1, len(batches))
     for site, total in moments.items():
         if total.count < 2:

@@ -38,6 +38,15 @@ def test_moments_of_two_sites_that_read_one_value(linear: Writer) -> None:
     assert steps == [("calibrate", 1, 2), ("calibrate", 2, 2)]
 
 
+@pytest.mark.parametrize(("count", "wanted", "firsts"), [(4, 64, 4), (40, 64, 4), (5, 1, 1), (3, 0, 0)])
+def test_first_rows_are_no_large_part_of_those_kept(linear: Writer, count: int, wanted: int, firsts: int) -> None:
+    feeds = [{"x": np.abs(sample["x"])} for sample in samples(*[64] * count)]
+    kept = measure(linear(), {"a": MomentRequest("site", 4, 1, wanted)}, feeds)["a"].rows
+    assert wanted <= len(kept) <= 1.5 * wanted
+    first_rows = {tuple(sample["x"][0]) for sample in feeds}
+    assert sum(tuple(row) in first_rows for row in kept) == firsts
+
+
 def test_nothing_is_asked(linear: Writer) -> None:
     assert measure(linear(), {}, []) == {}
 
