@@ -39,7 +39,9 @@ SchemeOption = Annotated[
 ]
 PresetOption = Annotated[
     Preset | None,
-    typer.Option(help="By effort: fast takes 8 texts, best rounds by gptq.", show_default="balanced"),
+    typer.Option(
+        help="By effort: fast takes 8 texts, best rounds by gptq and corrects biases.", show_default="balanced"
+    ),
 ]
 GroupSizeOption = Annotated[
     GroupSize | None,

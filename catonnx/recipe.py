@@ -324,6 +324,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 PRESETS: Mapping[Preset, Mapping[str, Any]] = {
     "fast": {"samples": 8},
     "balanced": {},
-    "best": {"rounding": "gptq"},
+    "best": {"rounding": "gptq", "correct_bias": True},
 }
 """What each effort sets; whatever else is said goes before it."""

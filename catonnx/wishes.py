@@ -56,6 +56,14 @@ def _share(text: str) -> float:
     return share
 
 
+def _effort(preset: Preset | None, wishes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a preset sets, without what a wish leaves nothing to do for."""
+    effort = dict(PRESETS[preset]) if preset else {}
+    if wishes.get("rounding") == "sequential" or wishes.get("scheme") == "float":
+        effort.pop("correct_bias", None)
+    return effort
+
+
 def with_plan(
     preset: Preset | None, wishes: dict[str, Any], file: Path | None, model: Path, terminal: Terminal
 ) -> tuple[Recipe, Plan | None]:
@@ -71,7 +79,7 @@ def with_plan(
     Raises:
         UsageError: if the file is no plan, or something was wished that it has settled.
     """
-    effort = dict(PRESETS[preset]) if preset else {}
+    effort = _effort(preset, wishes)
     if file is None:
         return Recipe(**(effort | wishes)), None
 

@@ -285,6 +285,19 @@ def test_the_process_ends_with_the_code_too(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: there is no such model")
 
 
+@pytest.mark.parametrize(
+    ("wishes", "corrected"), [((), True), (("--rounding", "sequential"), False), (("--scheme", "float"), False)]
+)
+def test_the_best_preset_goes_with_other_wishes(
+    wishes: tuple[str, ...], corrected: bool, tiny_llama: Path, tmp_path: Path
+) -> None:
+    result = catonnx_("optimize", tiny_llama, "-o", tmp_path / "out", "--preset", "best", *wishes, *QUICK)
+    assert result.exit_code == 0, result.output
+    recipe = json.loads((tmp_path / "out" / "catonnx.json").read_text())["recipe"]
+    assert recipe["correct_bias"] is corrected
+    assert recipe["rounding"] == (wishes[1] if "sequential" in wishes else "gptq")
+
+
 def test_refusals_name_options_and_not_fields(tiny_llama: Path, tmp_path: Path) -> None:
     wishes = ("--scheme", "w4a8", "--form", "integer", "--group-size", "32")
     result = catonnx_("optimize", tiny_llama, "-o", tmp_path / "out", *wishes)

@@ -68,6 +68,7 @@ CAT_128 = "cat 144/128"
 
 _NONE, _HADAMARD, _CAT, _WUSH = ({"transform": name} for name in ("none", "hadamard", "cat", "wush"))
 _GPTQ, _SEQUENTIAL = {"rounding": "gptq"}, {"rounding": "sequential"}
+_BIAS = {"correct_bias": True}
 _BUDGET = {"max_overhead": 0.05, "keep_8bit": 8}
 
 METHODS: tuple[Method, ...] = (
@@ -88,6 +89,7 @@ METHODS: tuple[Method, ...] = (
     Method(TOKEN, "cat full", {**_CAT, "block_size": 1 << 20}, "one block as wide as the site"),
     Method(TOKEN, CAT, _CAT, "only the blocks that are free", quick=True),
     Method(TOKEN, "wush", _WUSH),
+    Method(TOKEN, "cat + bias", {**_CAT, **_BIAS}, "the mean of the error added to outputs"),
     Method(TOKEN, "cat + gptq", {**_CAT, **_GPTQ}),
     Method(TOKEN, "cat + sequential", {**_CAT, **_SEQUENTIAL}),
     Method(TOKEN, "cat + refine", {**_CAT, "refine": True}, "scales, blocks and clip ratios learned per site"),
@@ -115,7 +117,9 @@ METHODS: tuple[Method, ...] = (
     Method(WEIGHTS, "none", _NONE, baseline=True),
     Method(WEIGHTS, HADAMARD, _HADAMARD, baseline=True),
     Method(WEIGHTS, CAT, _CAT, quick=True),
+    Method(WEIGHTS, "cat + bias", {**_CAT, **_BIAS}, "the mean of the error added to outputs"),
     Method(WEIGHTS, "cat + gptq", {**_CAT, **_GPTQ}),
+    Method(WEIGHTS, BEST, {**_CAT, **PRESETS["best"]}, "cat, gptq and bias"),
     Method(WEIGHTS, "cat + sequential", {**_CAT, **_SEQUENTIAL}),
     Method(EIGHT, "none", _NONE, baseline=True),
     Method(EIGHT, CAT, _CAT, quick=True),
