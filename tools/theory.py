@@ -12,6 +12,9 @@ and measures linears one by one, as they are after neighbours have absorbed some
 Two deviations are known. Symmetric int4 without -8 has 14 intervals, the formula counts 15: up to 0.6 dB too high, 0.3
 where activations and weights are equally bad. And the formula takes noise for an average over many rows: where the
 first token of each text, always the same, carries nearly all the energy (some down projections), it is one draw.
+Without a transform that draw may be far off: at layer 11 two channels of that token reach 3065 and 1119 and the others
+about 0.2, a thousandth of a step. They fall on a code nearly exactly, their error is 0.035 of what a step's uniform
+noise would be, and the measured SQNR is 11 dB above the predicted one.
 
 Exit codes: 0 done; 2 wrong arguments.
 """
