@@ -7,9 +7,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from catonnx.analysis import Opened
+from catonnx.errors import ModelError
 from catonnx.graph import load
-from catonnx.graph.outputs import with_outputs
-from catonnx.graph.save import write_beside
+from catonnx.graph.segments import cut
 from catonnx.math.moments import Moments
 from catonnx.plan import moment_width
 from catonnx.progress import Progress
@@ -51,14 +51,12 @@ def measure_sites(
     """Run the model up to its last site and sum up what flows into each."""
     requests = {
         site.name: MomentRequest(
-            site.name,
-            site.width,
-            moment_width(site.width, opened.absorptions[site.name], recipe),
-            KEPT_ROWS if recipe.needs_rows else 0,
+            moment_width(site.width, opened.absorptions[site.name], recipe), KEPT_ROWS if recipe.needs_rows else 0
         )
         for site in opened.sites
     }
-    cut = work / "calibrate.onnx"
-    write_beside(with_outputs(opened.model, {site.name: site.dtype for site in opened.sites}), cut)
-    with load.naming(cut, work / load.COPY):
-        return measure(cut, requests, feeds, provider=recipe.provider, progress=progress)
+    stages = cut(opened.model, opened.sites)
+    try:
+        return measure(stages, requests, feeds, scratch=work, provider=recipe.provider, progress=progress)
+    except ModelError as error:
+        raise error.within(work / load.COPY) from error

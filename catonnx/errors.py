@@ -43,6 +43,10 @@ class CatonnxError(Exception):
         what, where, hint = (text and text.replace(str(old), str(new)) for text in (self.what, self.where, self.hint))
         return type(self)(what or "", where=where, hint=hint)
 
+    def within(self, place: object) -> Self:
+        """Return the same error with a wider place before its own."""
+        return type(self)(self.what, where=place if self.where is None else f"{place}, {self.where}", hint=self.hint)
+
     def _text(self) -> str:
         place = f" ({self.where})" if self.where else ""
         advice = f"; {self.hint}" if self.hint else ""

@@ -2,93 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from catonnx.errors import CalibrationError, ModelError
+from catonnx.errors import CalibrationError
 from catonnx.runtime.calibrate import MomentRequest, measure
+from tests.runtime.streaming import Chain, feeds
 
-Writer = Callable[..., Path]
-DIAGONAL, FULL = MomentRequest("site", 4, 1), MomentRequest("site", 4, 4)
-
-
-def samples(*rows: int) -> list[dict[str, np.ndarray]]:
-    generator = np.random.default_rng(0)
-    return [{"x": generator.normal(size=(count, 4)).astype(np.float32)} for count in rows]
+FULL = {name: MomentRequest(4) for name in "abc"}
 
 
-def test_moments_of_two_sites_that_read_one_value(linear: Writer) -> None:
-    feeds = samples(5, 7)
+def test_moments_are_those_of_all_activations(tmp_path: Path) -> None:
+    chain, samples = Chain(), feeds(5, 7)
     steps: list[tuple[str, int, int]] = []
     moments = measure(
-        linear(),
-        {"narrow": DIAGONAL, "wide": FULL},
-        feeds,
-        progress=lambda step, done, total: steps.append((step, done, total)),
+        chain.stages,
+        {"a": MomentRequest(1), "b": MomentRequest(4), "c": MomentRequest(2)},
+        samples,
+        scratch=tmp_path,
+        progress=lambda *step: steps.append(step),
     )
-    activation = np.maximum(np.concatenate([sample["x"] for sample in feeds]), 0).astype(np.float64)
-    expected = activation.T @ activation / 12
-    assert moments["narrow"].count == moments["wide"].count == 12
-    np.testing.assert_allclose(moments["wide"].second_moment()[0], expected, rtol=1e-6)  # float32 products: 1e-7
-    np.testing.assert_allclose(moments["narrow"].diagonal(), np.diag(expected), rtol=1e-6)
-    np.testing.assert_allclose(moments["narrow"].maximum, activation.max(axis=0))
-    assert steps == [("calibrate", 1, 2), ("calibrate", 2, 2)]
+    assert list(moments) == ["a", "b", "c"]
+    rows = chain.expected(np.concatenate([sample["x"] for sample in samples]))
+    for (name, total), activation in zip(moments.items(), rows, strict=True):
+        expected = activation.T @ activation / 12
+        found = total.second_moment()
+        size = total.block
+        assert (total.count, len(total.rows)) == (12, 0)
+        for block, corner in enumerate(range(0, 4, size)):
+            inside = slice(corner, corner + size)
+            np.testing.assert_allclose(found[block], expected[inside, inside], rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(total.maximum, np.abs(activation).max(axis=0), rtol=1e-5)
+    assert steps[-1] == ("calibrate", 4, 4)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("count", "wanted", "firsts"), [(4, 64, 4), (40, 64, 4), (5, 1, 1), (3, 0, 0)])
-def test_first_rows_are_no_large_part_of_those_kept(linear: Writer, count: int, wanted: int, firsts: int) -> None:
-    feeds = [{"x": np.abs(sample["x"])} for sample in samples(*[64] * count)]
-    kept = measure(linear(), {"a": MomentRequest("site", 4, 1, wanted)}, feeds)["a"].rows
+def test_first_rows_are_no_large_part_of_those_kept(count: int, wanted: int, firsts: int, tmp_path: Path) -> None:
+    samples = [{"x": np.abs(sample["x"])} for sample in feeds(*[64] * count)]
+    requests = {name: MomentRequest(4, wanted) for name in "abc"}
+    kept = measure(Chain().stages, requests, samples, scratch=tmp_path)["a"].rows
     assert wanted <= len(kept) <= 1.5 * wanted
-    first_rows = {tuple(sample["x"][0]) for sample in feeds}
+    first_rows = {tuple(sample["x"][0]) for sample in samples}
     assert sum(tuple(row) in first_rows for row in kept) == firsts
 
 
-def test_nothing_is_asked(linear: Writer) -> None:
-    assert measure(linear(), {}, []) == {}
+def test_nothing_is_asked(tmp_path: Path) -> None:
+    assert measure((), {}, feeds(3), scratch=tmp_path) == {}
 
 
-def test_nothing_is_given(linear: Writer) -> None:
+def test_nothing_is_given(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="nothing to calibrate on"):
-        measure(linear(), {"a": FULL}, [])
+        measure(Chain().stages, FULL, [], scratch=tmp_path)
 
 
-def test_one_row_is_no_statistic(linear: Writer) -> None:
-    with pytest.raises(CalibrationError, match=r"saw 1 row\(s\).*site a"):
-        measure(linear(), {"a": FULL}, samples(1))
+@pytest.mark.parametrize("rows", [0, 1])
+def test_one_row_is_no_statistic(rows: int, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=rf"saw {rows} row\(s\).*site a"):
+        measure(Chain().stages, FULL, feeds(rows), scratch=tmp_path)
 
 
-def test_no_rows(linear: Writer) -> None:
-    with pytest.raises(CalibrationError, match=r"saw 0 row\(s\).*site a"):
-        measure(linear(), {"a": FULL}, samples(0))
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_model_that_overflows_is_named_by_site(linear: Writer, bad: float) -> None:
-    path = linear("overflow", np.diag([1, 1, bad, 1]))
-    with pytest.raises(
-        CalibrationError, match=r"holds (nan|inf) at index \[0, \d\] .*site a, value y, calibration sample 1"
-    ):
-        measure(path, {"a": MomentRequest("y", 4, 1)}, samples(0, 3))
-
-
-def test_feeds_that_do_not_fit(linear: Writer) -> None:
-    with pytest.raises(CalibrationError, match=r"lacks x and adds z .*calibration sample 1"):
-        measure(linear(), {"a": FULL}, [*samples(3), {"z": np.zeros((3, 4), np.float32)}])
-    with pytest.raises(CalibrationError, match="float64 where the model takes float32"):
-        measure(linear(), {"a": FULL}, [{"x": np.zeros((3, 4))}])
-    with pytest.raises(CalibrationError, match=r"NaN or Inf .*sample 0, input x"):
-        measure(linear(), {"a": FULL}, [{"x": np.full((3, 4), np.inf, np.float32)}])
-
-
-def test_a_site_of_another_width(linear: Writer) -> None:
-    with pytest.raises(CalibrationError, match=r"shape \[3, 4\] where 8 channels were planned .*site a"):
-        measure(linear(), {"a": MomentRequest("site", 8, 1)}, samples(3))
-
-
-def test_a_value_that_is_no_output(linear: Writer) -> None:
-    with pytest.raises(ModelError, match="value hidden of site a is no graph output"):
-        measure(linear(), {"a": MomentRequest("hidden", 4, 1)}, samples(3))
+def test_a_model_that_overflows_is_named_by_site(tmp_path: Path) -> None:
+    samples = feeds(3, 3)
+    samples[1]["x"][1] = 3e38
+    with pytest.raises(CalibrationError, match=r"holds NaN or Inf \(site b, .*calibration sample 1\)"):
+        measure(Chain().stages, FULL, samples, scratch=tmp_path)
