@@ -4,6 +4,7 @@
     python -m tools.bench_quality --quick             # under ten minutes: the most telling rows, on less text
     python -m tools.bench_quality --only 'w4a4/cat*'  # measure rows by name again; the file keeps its others
     python -m tools.bench_quality --resume            # go on where an interrupted run ended
+    python -m tools.bench_quality --show              # the table of what the file holds, nothing measured
 
 For each row: perplexity; gap = ln(perplexity / float's), and that over the gap of the hadamard row of the same scheme
 and over that of onnxruntime's default quantizer; KL to the float model; top-1 agreement with it; mean SQNR of the
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list:
         print("\n".join(method.key for method in METHODS))
         return 0
+    if options.show:
+        return _show(_findings_in(options.json))
     folder = options.model or models.path("smollm2")
     settings = Settings(
         str(options.model or "SmolLM2-135M-Instruct"),
@@ -175,8 +178,13 @@ def main(arguments: list[str] | None = None) -> int:
                 _write(options.json, head, findings)
     head["total_seconds"] = time.perf_counter() - started
     _write(options.json, head, findings)
-    checked = bounds(findings)
     print(_title(head, settings, chosen))
+    return _show(findings)
+
+
+def _show(findings: Mapping[str, Finding]) -> int:
+    """Print everything that is known, and return the exit code."""
+    checked = bounds(findings)
     print(legend(findings), table(findings), markdown(checked), sep="\n\n")
     return 0 if all_well(checked) and not any(found.failed for found in findings.values()) else 1
 
@@ -195,6 +203,11 @@ def _kept(file: Path, settings: Settings) -> dict[str, Finding]:
     if data["settings"] != dataclasses.asdict(settings):
         _say(f"{file} was measured with other settings: nothing is kept of it")
         return {}
+    return _findings_in(file)
+
+
+def _findings_in(file: Path) -> dict[str, Finding]:
+    data = json.loads(file.read_text(encoding="utf-8"))
     return {item["key"]: Finding.from_json(item) for item in data["findings"]}
 
 
@@ -229,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="measure rows by name or shell pattern, keep the others of the file; repeatable",
     )
+    parser.add_argument("--show", action="store_true", help="print what the JSON file holds and end")
     parser.add_argument("--list", action="store_true", help="name all rows and end")
     parser.add_argument("--quick", action="store_true", help=f"the most telling rows on {QUICK_ROWS} rows of text")
     parser.add_argument("--resume", action="store_true", help="measure only what the JSON file has not yet")

@@ -49,6 +49,9 @@ def test_rows_are_measured_and_kept(tiny_llama: Path, tmp_path: Path, capsys: py
     assert "hadamard" in printed
     assert len(data["rows"]) >= 6
 
+    bench_quality.main(["--show", "--json", str(out)])
+    assert capsys.readouterr().out.strip() in printed
+
     # Rows of the file stay, and only the row that is named is measured again.
     bench_quality.main([*arguments, "--only", f"{WEIGHTS}/none"])
     kept = {item["key"]: item for item in json.loads(out.read_text(encoding="utf-8"))["findings"]}
