@@ -94,7 +94,8 @@ def _ladder(
     known = {} if seen is None else {site.name: seen}
     found: dict[tuple[tuple[FactorKind, int], ...], Variant] = {}
     for block in _blocks(recipe, site.width):
-        for order in (recipe.hadamard_size, *_ORDERS):
+        widest = recipe.hadamard_width(site.width)
+        for order in (recipe.hadamard_size, *(order for order in _ORDERS if order < widest)):
             wish = dataclasses.replace(recipe, block_size=block, hadamard_size=order)
             plan = plan_of(wish, site)
             key = tuple((factor.kind, factor.multiply_adds) for factor in plan.factors)

@@ -11,7 +11,7 @@ from catonnx.errors import CalibrationError
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import Site
 from catonnx.math.activations import ActivationGrid
-from catonnx.math.factors import Factor, Transform
+from catonnx.math.factors import Blocks, Factor, Scale, Transform
 from catonnx.math.moments import Moments
 from catonnx.recipe import Recipe
 
@@ -61,10 +61,10 @@ def learned(
         result = learn_rotation(sample, seed=recipe.seed)
     elif recipe.transform == "flatquant":
         result = learn_affine(sample, seed=recipe.seed)
-    elif factors:
-        result = refine(sample, Transform(tuple(factors)), seed=recipe.seed)
+    elif not _refinable(factors, grid):
+        return list(factors), grid, "nothing to refine"
     else:
-        return [], grid, ""
+        result = refine(sample, Transform(tuple(factors)), seed=recipe.seed)
     note = f"not learned: {result.why_not}" if result.why_not else ""
     if not note and len(moments.rows) < FEW_ROWS:
         note = f"learned from {len(moments.rows)} rows only"
@@ -72,3 +72,8 @@ def learned(
     if grid is not None and searched:
         grid = dataclasses.replace(grid, clip=result.clip)
     return list(result.transform.factors), grid, note
+
+
+def _refinable(factors: Sequence[Factor], grid: ActivationGrid | None) -> bool:
+    """Whether there is a scale, a block or a clip ratio to train further."""
+    return any(isinstance(factor, (Scale, Blocks)) for factor in factors) or (bool(factors) and grid is not None)

@@ -59,15 +59,7 @@ def moment_width(width: int, absorption: Absorption, recipe: Recipe) -> int:
 
 def hadamard_order(width: int, recipe: Recipe) -> int:
     """Return the order of the Hadamard matrix at a site, 1 for none."""
-    return largest_hadamard_order(math.gcd(wanted_hadamard(width, recipe), width)) if _mixes(recipe) else 1
-
-
-def wanted_hadamard(width: int, recipe: Recipe) -> int:
-    """Return the width that a Hadamard matrix should have: that of the widest group with one scale."""
-    groups = [recipe.group_size or width]
-    if recipe.activation_bits is not None:
-        groups.append(width if recipe.activations == "static" else recipe.activation_group_size or width)
-    return min(recipe.hadamard_size or max(groups), width)
+    return largest_hadamard_order(math.gcd(recipe.hadamard_width(width), width)) if _mixes(recipe) else 1
 
 
 def _mixes(recipe: Recipe) -> bool:
@@ -132,7 +124,8 @@ def _finished(
         assert moments is not None
         factors, grid, note = learned(recipe, site, absorption, moments, weights_of(site), plan.factors, plan.grid)
         trained = grid != plan.grid
-        notes = [remark for remark in (plan.why, note) if remark]
+        placed = _place(recipe, site, absorption, list(plan.factors), []).why  # will be said anew
+        notes = [remark for remark in (plan.why.removesuffix(placed).removesuffix("; "), note) if remark]
         plan = dataclasses.replace(_place(recipe, site, absorption, factors, notes), grid=grid)
     if plan.grid is None or trained:
         return plan
@@ -154,7 +147,7 @@ def _factors(
     if recipe.needs_moments and (moments is None or moments.count == 0):
         raise CalibrationError("no activation was measured", where=f"site {site.name}")
     factors = fit(recipe, site, block)
-    order, wanted = hadamard_order(site.width, recipe), wanted_hadamard(site.width, recipe)
+    order, wanted = hadamard_order(site.width, recipe), recipe.hadamard_width(site.width)
     if _mixes(recipe) and order != wanted:
         notes.append(f"no Hadamard matrix of width {wanted} tiles {site.width} channels; {order} does")
     if order > 1:

@@ -303,6 +303,13 @@ class Recipe:
         """Whether what weights are rounded to depends on activations."""
         return self.rounding in ("gptq", "sequential") or self.correct_bias
 
+    def hadamard_width(self, width: int) -> int:
+        """Return how wide the Hadamard matrix of a site should be: as wide as the widest group with one scale."""
+        groups = [self.group_size or width]
+        if self.activation_bits is not None:
+            groups.append(width if self.activations == "static" else self.activation_group_size or width)
+        return min(self.hadamard_size or max(groups), width)
+
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as plain data."""
         return dataclasses.asdict(self)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -141,3 +143,40 @@ def test_a_plan_that_does_not_fit_is_refused(absorbed: tuple[Factor, ...], width
         check_plan(wrong, [_site()], {"x": _absorption(width)})
     with pytest.raises(UsageError, match="the plan lacks a site"):
         check_plan(wrong, [_site("other")], {"other": _absorption(width)})
+
+
+@pytest.mark.parametrize(
+    ("wishes", "width"),
+    [
+        ({"group_size": 16}, 16),
+        ({"group_size": None}, WIDTH),
+        ({"group_size": 16, "scheme": "w4a4"}, WIDTH),  # a token shares one scale
+        ({"group_size": 16, "scheme": "w4a4", "activation_group_size": 32}, 32),
+        ({"group_size": 32, "scheme": "w4a4", "activation_group_size": 16}, 32),
+        ({"group_size": 16, "scheme": "w4a4", "activations": "static"}, WIDTH),
+        ({"group_size": 16, "scheme": "w4a8", "form": "nbits"}, 16),
+        ({"group_size": 16, "hadamard_size": 8}, 8),
+    ],
+)
+def test_a_hadamard_matrix_is_wanted_as_wide_as_the_widest_group_with_one_scale(
+    wishes: dict[str, Any], width: int
+) -> None:
+    assert Recipe(**wishes).hadamard_width(WIDTH) == width
+
+
+def test_nothing_is_absorbed_past_a_factor_that_stays_online() -> None:
+    """A free width of 16 takes a Hadamard matrix of 16, but not blocks of 24 before it."""
+    absorption = Absorption((), 16, np.arange(WIDTH), reason="because")
+    (site,) = _plan(Recipe(block_size=24, group_size=16), absorption).sites
+    assert site.absorbed == ()
+    assert [type(factor) for factor in site.online] == [Blocks, Hadamard]
+    assert [describe(factor) for factor in site.online] == ["blocks 24", "hadamard 16"]
+
+
+def test_groups_of_activations_that_do_not_fit_are_said() -> None:
+    moments = _moments(1)
+    moments.kept_rows = 64
+    moments.update(np.random.default_rng(0).standard_normal((64, WIDTH)))
+    recipe = Recipe(scheme="w4a4", activation_group_size=32, transform="none")
+    (site,) = make_plan(recipe, [_site()], {"x": _absorption(1)}, {"x": moments}, lambda _: [_weight()]).sites
+    assert site.why == "no groups of 32 tile 48 channels; groups of 16 do"

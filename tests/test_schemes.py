@@ -261,6 +261,13 @@ def test_the_command_line_refuses_groups_in_integer_products(
     assert_refused(capfd, 2, "cannot scale groups of 32 rows", tiny_llama, tmp_path / "out", *options)
 
 
+def test_nothing_to_refine_is_said_once(tiny_llama: Path, tmp_path: Path) -> None:
+    report = _optimize(tiny_llama, tmp_path / "out", transform="hadamard", refine=True)
+    for row in report.sites:
+        assert row.why.count("nothing to refine") == 1
+        assert row.why.count("not absorbed") == len(row.online)
+
+
 def test_a_permutation_is_taken_up_where_blocks_run_online(tiny_llama: Path, tmp_path: Path) -> None:
     report = _optimize(tiny_llama, tmp_path / "out", block_size=16, permute=True)
     assert report.verification["transform_relative_l2"] < 1e-4
