@@ -8,11 +8,11 @@ import numpy as np
 
 from catonnx.analysis import Opened
 from catonnx.passes.absorb import Absorb, AbsorbedTransform
+from catonnx.passes.clamp_as_max import ClampAsMax
 from catonnx.passes.insert import Insert, OnlineTransform
 from catonnx.passes.integer_products import IntegerProducts
 from catonnx.passes.quantize_activations import QuantizeActivations
 from catonnx.passes.quantize_weights import Observer, QuantizeWeights, Rounder
-from catonnx.passes.relu_as_max import ReluAsMax
 from catonnx.passes.shift_outputs import ShiftOutputs
 from catonnx.progress import Progress
 from catonnx.siteplan import Plan
@@ -54,7 +54,7 @@ def write_rounded(
         ShiftOutputs(shifts)(opened.model)
     if recipe.form == "qdq":
         QuantizeActivations(grids)(opened.model)
-        ReluAsMax(linears)(opened.model)
+        ClampAsMax(linears)(opened.model)
 
 
 def _absorbed(opened: Opened, plan: Plan) -> tuple[AbsorbedTransform, ...]:

@@ -6,26 +6,24 @@ absorption must know it for certain. What is not known is None, never a guess.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir as ir
 
 from catonnx.graph import dims
 from catonnx.graph.constants import constant_array
 from catonnx.graph.dims import Dim
-from catonnx.graph.shape_values import CONTENTS, LONGEST, Contents, at, known, read_shape
+from catonnx.graph.shape_rules import MORE_OUTPUTS, SHAPES, Shape, broadcast_all
+from catonnx.graph.shape_values import CONTENTS, LONGEST, Contents
 
-Shape = tuple[Dim, ...]
 _DOMAINS = ("", "com.microsoft")
 """Where operators with these names mean what the tables below say."""
 
 
 _SAME = frozenset(
-    "Abs Cast Clip Cos CumSum DequantizeLinear Dropout Elu Erf Exp FastGelu Gelu HardSigmoid HardSwish Identity IsNaN "
-    "LayerNormalization LeakyRelu Log Neg Not QuantizeLinear QuickGelu Reciprocal Relu RMSNormalization Round "
-    "ScatterND Sigmoid Sign SimplifiedLayerNormalization Sin SkipLayerNormalization SkipSimplifiedLayerNormalization "
-    "Softmax Softplus Sqrt Swish Tanh Trilu".split()
+    "Abs BiasGelu Cast Ceil Clip Cos CumSum DequantizeLinear Dropout Elu Erf Exp FastGelu Floor Gelu HardSigmoid "
+    "HardSwish Identity IsNaN LayerNormalization LeakyRelu Log LogSoftmax Neg Not QuantizeLinear QuickGelu Reciprocal "
+    "Relu RMSNormalization RotaryEmbedding Round ScatterND Sigmoid Sign SimplifiedLayerNormalization Sin "
+    "SkipLayerNormalization SkipSimplifiedLayerNormalization Softmax Softplus Sqrt Swish Tanh Trilu".split()
 )
 _BROADCAST = frozenset(
     "Add And BitwiseAnd Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow PRelu "
@@ -92,6 +90,9 @@ class Shapes:
             shape = tuple(Dim(dim) if isinstance(dim, int) else dims.unknown() for dim in output.shape)
         if shape is not None:
             self._shapes[output] = shape
+            place = MORE_OUTPUTS.get(node.op_type)
+            if place is not None and place < len(node.outputs):
+                self._shapes[node.outputs[place]] = shape
         rule = None if node.domain else CONTENTS.get(node.op_type)
         if rule is not None and (shape is None or len(shape) < 2):
             contents = rule(self, node)
@@ -100,7 +101,7 @@ class Shapes:
 
     def _shape(self, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
         if node.op_type in _BROADCAST:
-            return _broadcast_all(inputs)
+            return broadcast_all(inputs)
         if node.op_type == "Range":
             return (dims.unknown(),)
         if node.op_type == "ConstantOfShape" or (node.op_type == "Reshape" and inputs[0] is None):
@@ -111,7 +112,7 @@ class Shapes:
             return inputs[0]
         if node.op_type in _REDUCE:
             return self._reduce(node, inputs[0])
-        rule = _SHAPES.get(node.op_type)
+        rule = SHAPES.get(node.op_type)
         return None if rule is None else rule(self, node, inputs)
 
     def _from_target(self, node: ir.Node) -> Shape | None:
@@ -123,7 +124,8 @@ class Shapes:
             dims.unknown() if dim is None or (dim.value is not None and dim.value < 1) else dim for dim in target
         )
 
-    def _axes(self, node: ir.Node, rank: int) -> list[int] | None:
+    def axes(self, node: ir.Node, rank: int) -> list[int] | None:
+        """Return the axes that an attribute or the second input names; none if neither does, None if unknown."""
         attribute = node.attributes.get("axes")
         if attribute is not None:
             return [axis % rank for axis in attribute.as_ints()]
@@ -135,7 +137,7 @@ class Shapes:
         return [dim.coefficient % rank for dim in known if dim is not None]
 
     def _reduce(self, node: ir.Node, shape: Shape) -> Shape | None:
-        axes = self._axes(node, len(shape))
+        axes = self.axes(node, len(shape))
         keep = bool(node.attributes.get_int("keepdims", 1))
         if axes is None:
             return None
@@ -162,152 +164,3 @@ def _declared(dim: int | ir.SymbolicDim) -> Dim:
         return Dim(dim)
     # Exporters that know no name write one of these for every length, equal or not.
     return dims.unknown() if dim.value is None or dim.value in ("?", "None", "-1") else dims.symbol(str(dim.value))
-
-
-def _broadcast_all(shapes: list[Shape | None]) -> Shape | None:
-    if any(shape is None for shape in shapes):
-        return None
-    known = [shape for shape in shapes if shape is not None]
-    rank = max(len(shape) for shape in known)
-    result: Shape = (Dim(1),) * rank
-    for shape in known:
-        padded = (Dim(1),) * (rank - len(shape)) + shape
-        result = tuple(dims.broadcast(left, right) for left, right in zip(result, padded, strict=True))
-    return result
-
-
-def _matmul(_: Shapes, __: ir.Node, inputs: list[Shape | None]) -> Shape | None:
-    left, right = inputs[0], inputs[1]
-    if left is None or right is None or len(left) < 2 or len(right) < 2:
-        return None
-    batch = _broadcast_all([left[:-2], right[:-2]])
-    return None if batch is None else (*batch, left[-2], right[-1])
-
-
-def _gemm(_: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
-    left, right = inputs[0], inputs[1]
-    if left is None or right is None or len(left) != 2 or len(right) != 2:
-        return None
-    return (left[node.attributes.get_int("transA", 0)], right[1 - node.attributes.get_int("transB", 0)])
-
-
-def _transpose(_: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
-    shape = inputs[0] or ()
-    attribute = node.attributes.get("perm")
-    order = reversed(range(len(shape))) if attribute is None else attribute.as_ints()
-    return tuple(shape[axis] for axis in order)
-
-
-def _reshape(shapes: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
-    source, target = inputs[0] or (), shapes.contents(node.inputs[1])
-    if target is None:
-        return None
-    copy_zero = not node.attributes.get_int("allowzero", 0)
-    result: list[Dim | None] = []
-    for axis, dim in enumerate(target):
-        copied = dim is not None and dim.value == 0 and copy_zero and axis < len(source)
-        result.append(source[axis] if copied else dim)
-    open_axes = [axis for axis, dim in enumerate(result) if dim is None or dim.value == -1]
-    if len(open_axes) == 1:
-        rest = dims.product(dim for axis, dim in enumerate(result) if axis != open_axes[0] and dim is not None)
-        result[open_axes[0]] = dims.divide(dims.product(source), rest)
-    return tuple(dims.unknown() if dim is None or dim.value == -1 else dim for dim in result)
-
-
-def _unsqueeze(shapes: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
-    shape = list(inputs[0] or ())
-    known = node.attributes.get("axes")
-    count = len(known.as_ints()) if known is not None else len(shapes.contents(node.inputs[1]) or ())
-    axes = shapes._axes(node, len(shape) + count)
-    for axis in sorted(axes or ()):
-        shape.insert(axis, Dim(1))
-    return tuple(shape) if axes else None
-
-
-def _squeeze(shapes: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
-    shape = inputs[0] or ()
-    axes = shapes._axes(node, len(shape)) if shape else []
-    return tuple(dim for axis, dim in enumerate(shape) if axis not in axes) if axes else None
-
-
-def _concat(_: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
-    known = [shape for shape in inputs if shape is not None]
-    if len(known) != len(inputs) or len({len(shape) for shape in known}) != 1:
-        return None
-    axis = node.attributes.get_int("axis", 0) % len(known[0])
-    total = known[0][axis]
-    for shape in known[1:]:
-        total = dims.add(total, shape[axis])
-    return (*known[0][:axis], total, *known[0][axis + 1 :])
-
-
-def _slice(shapes: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
-    shape = list(inputs[0] or ())
-    axes = [known(dim) for dim in shapes.contents(node.inputs[3]) or (None,)] if len(node.inputs) > 3 else None
-    if axes is None or any(axis is None for axis in axes):
-        return tuple(dims.unknown() for _ in shape)
-    starts, ends = shapes.contents(node.inputs[1]), shapes.contents(node.inputs[2])
-    steps = shapes.contents(node.inputs[4]) if len(node.inputs) > 4 else None
-    for index, axis in enumerate(axes):
-        position = (axis or 0) % len(shape)
-        length, start, end = shape[position].value, at(starts, index), at(ends, index)
-        step = 1 if steps is None and len(node.inputs) <= 4 else at(steps, index)
-        exact = (
-            None
-            if None in (length, start, end, step) or not step
-            else len(range(*slice(start, end, step).indices(length or 0)))
-        )
-        shape[position] = dims.unknown() if exact is None else Dim(exact)
-    return tuple(shape)
-
-
-def _gather(_: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
-    data, indices = inputs[0], inputs[1]
-    if data is None or indices is None:
-        return None
-    axis = node.attributes.get_int("axis", 0) % len(data)
-    return (*data[:axis], *indices, *data[axis + 1 :])
-
-
-def _expand(shapes: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
-    target = shapes.contents(node.inputs[1])
-    if target is None:
-        return None
-    return _broadcast_all(
-        [inputs[0], tuple(dims.unknown() if dim is None or dim.value == -1 else dim for dim in target)]
-    )
-
-
-def _flatten(_: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
-    shape = inputs[0] or ()
-    axis = node.attributes.get_int("axis", 1) % (len(shape) + 1)
-    return (dims.product(shape[:axis]), dims.product(shape[axis:]))
-
-
-def _conv(_: Shapes, __: ir.Node, inputs: list[Shape | None]) -> Shape | None:
-    data, weight = inputs[0], inputs[1]
-    if data is None or weight is None:
-        return None
-    return (data[0], weight[0], *(dims.unknown() for _ in data[2:]))
-
-
-def _shape_of(shapes: Shapes, node: ir.Node, _: list[Shape | None]) -> Shape | None:
-    contents = read_shape(shapes, node)
-    return None if contents is None else (Dim(len(contents)),)
-
-
-_SHAPES: dict[str, Callable[[Shapes, ir.Node, list[Shape | None]], Shape | None]] = {
-    "MatMul": _matmul,
-    "Gemm": _gemm,
-    "Transpose": _transpose,
-    "Reshape": _reshape,
-    "Unsqueeze": _unsqueeze,
-    "Squeeze": _squeeze,
-    "Concat": _concat,
-    "Slice": _slice,
-    "Gather": _gather,
-    "Expand": _expand,
-    "Flatten": _flatten,
-    "Conv": _conv,
-    "Shape": _shape_of,
-}

@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto
 
 from catonnx.graph.dims import Dim
-from catonnx.graph.shapes import Shape, Shapes
+from catonnx.graph.shape_rules import Shape
+from catonnx.graph.shapes import Shapes
 from tests.graph.builder import Net, run
 from tests.graph.random_graphs import BATCH, DECODE, PREFILL, random_graph
 
@@ -197,3 +198,108 @@ def test_each_operator_that_moves_axes(
 ) -> None:
     net.op(operator, "x", *(net.constant(operand) for operand in operands), result="y", **options)
     assert text(shape_of(net, "y")) == expected
+
+
+CONTRIB = "com.microsoft"
+HEADS, GROUPED = {"num_heads": 4}, {"num_heads": 4, "kv_num_heads": 2}
+ROTARY = np.ones((9, 2))
+
+LESS_COMMON: dict[str, tuple[str, list[Any], dict[str, Any], list[list[str] | None]]] = {
+    "repeats": ("Tile", ["x", [1, 1, 3]], {}, [["batch", "seq", "36"]]),
+    "repeats of rows": ("Tile", ["x", [1, 2, 1]], {}, [["batch", "2*seq", "12"]]),
+    "pads": ("Pad", ["x", [0, 0, 1, 0, 0, 2]], {}, [["batch", "seq", "15"]]),
+    "pads of one axis": ("Pad", ["x", [1, 2], "", [2]], {}, [["?", "?", "?"]]),
+    "largest": ("TopK", ["x", [5]], {}, [["batch", "seq", "5"], ["batch", "seq", "5"]]),
+    "largest of rows": ("TopK", ["x", [1]], {"axis": 1}, [["batch", "1", "12"], ["batch", "1", "12"]]),
+    "largest index": ("ArgMax", ["x"], {"axis": -1, "keepdims": 0}, [["batch", "seq"]]),
+    "smallest index": ("ArgMin", ["x"], {"axis": 1}, [["batch", "1", "12"]]),
+    "nonzero": ("NonZero", ["x"], {}, [["3", "?"]]),
+    "floor": ("Floor", ["x"], {}, [["batch", "seq", "12"]]),
+    "bias and gelu": (f"{CONTRIB}:BiasGelu", ["x", np.ones(12)], {}, [["batch", "seq", "12"]]),
+    "norm and sum": (
+        f"{CONTRIB}:SkipSimplifiedLayerNormalization",
+        ["x", "x", np.ones(12)],
+        {},
+        [["batch", "seq", "12"], None, None, ["batch", "seq", "12"]],
+    ),
+    "grouped query attention": (
+        f"{CONTRIB}:GroupQueryAttention",
+        ["p", np.ones((2, 3, 16)), np.ones((2, 3, 16)), "", "", np.full(2, 2, np.int32), np.array(3, np.int32)],
+        GROUPED,
+        [["batch", "seq", "32"]],
+    ),
+    "packed grouped query attention": (
+        f"{CONTRIB}:GroupQueryAttention",
+        ["r", "", "", "", "", np.full(2, 2, np.int32), np.array(3, np.int32)],
+        GROUPED,
+        [["batch", "seq", "32"]],
+    ),
+    "multi-head attention": (
+        f"{CONTRIB}:MultiHeadAttention",
+        ["x", np.ones((2, 7, 12)), np.ones((2, 7, 20))],
+        HEADS,
+        [["batch", "seq", "20"]],
+    ),
+    "contrib attention": (
+        f"{CONTRIB}:Attention",
+        ["x", np.ones((12, 48)), np.ones(48)],
+        HEADS,
+        [["batch", "seq", "16"]],
+    ),
+    "rotary embedding": (
+        f"{CONTRIB}:RotaryEmbedding",
+        ["x", np.zeros((2, 3), np.int64), ROTARY, ROTARY],
+        {"num_heads": 3},
+        [["batch", "seq", "12"]],
+    ),
+}
+"""Name -> operator, operands (names, or constants), attributes, and the shapes of its outputs."""
+
+
+@pytest.mark.parametrize("name", LESS_COMMON)
+def test_less_common_operators_are_seen_through(net: Net, name: str) -> None:
+    operator, operands, options, expected = LESS_COMMON[name]
+    domain, _, kind = operator.rpartition(":")
+    widths = {"x": 12, "p": 32, "r": 64}
+    for key in ("p", "r"):
+        net.input(key, ["batch", "seq", widths[key]])
+    inputs = [operand if isinstance(operand, str) else net.constant(np.asarray(operand)) for operand in operands]
+    results = [f"y{place}" if shape else "" for place, shape in enumerate(expected)]
+    net.ops(kind, *inputs, results=results, domain=domain, **options)
+    assert [text(shape_of(net, result)) if result else None for result in results] == expected
+
+    net.outputs = ["y0"]
+    proto = net.proto()
+    proto.graph.output[0].type.Clear()
+    random = np.random.default_rng(0)
+    feeds = {key: random.standard_normal((2, 3, width)).astype(np.float32) for key, width in widths.items()}
+    (seen,) = run(proto, feeds).values()
+    known = {"batch": 2, "seq": 3, "2*seq": 6}
+    assert expected[0] is not None
+    assert len(seen.shape) == len(expected[0])
+    for length, dim in zip(seen.shape, expected[0], strict=True):
+        assert dim == "?" or length == known.get(dim, None if dim in known else int(dim) if dim.isdigit() else None)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "options", "expected"),
+    [
+        ([[2, 4, "q", 8], [2, 2, "k", 8], [2, 2, "k", 6]], {}, ["2", "4", "q", "6"]),
+        ([[2, "q", 32], [2, "k", 16], [2, "k", 12]], {"q_num_heads": 4, "kv_num_heads": 2}, ["2", "q", "24"]),
+    ],
+)
+def test_attention_of_the_standard_has_the_width_of_its_values(
+    shapes: list[list[int | str]], options: dict[str, Any], expected: list[str]
+) -> None:
+    net = Net(opset=23)
+    operands = [net.input(f"i{place}", shape) for place, shape in enumerate(shapes)]
+    net.op("Attention", *operands, result="y", **options)
+    assert text(shape_of(net, "y")) == expected
+    net.outputs = ["y"]
+    lengths = {"q": 3, "k": 5}
+    feeds = {
+        f"i{place}": np.ones([length if isinstance(length, int) else lengths[length] for length in shape], np.float32)
+        for place, shape in enumerate(shapes)
+    }
+    (seen,) = run(net.proto(), feeds).values()
+    assert list(seen.shape) == [lengths.get(dim) or int(dim) for dim in expected]
