@@ -146,6 +146,8 @@ def _factors(
         notes.append(f"blocks narrowed to {block}, a divisor of {site.width}")
     if recipe.needs_moments and (moments is None or moments.count == 0):
         raise CalibrationError("no activation was measured", where=f"site {site.name}")
+    if moments is not None and moments.assumed:
+        notes.append("calibration did not reach it: its channels are taken as alike")
     factors = fit(recipe, site, block)
     order, wanted = hadamard_order(site.width, recipe), recipe.hadamard_width(site.width)
     if _mixes(recipe) and order != wanted:

@@ -180,8 +180,16 @@ def _products(
     hessian, cross = np.zeros((site.width, site.width)), np.zeros((site.width, site.width))
     count = 0
     for exact, arriving in batches:
+        if len(exact) != len(arriving):
+            raise CalibrationError(
+                f"{len(exact)} rows come to it in float and {len(arriving)} once the sites before are rounded",
+                where=f"site {site.name}",
+                hint="what routes rows, as a mixture of experts does, needs --rounding gptq or mse",
+            )
         read = arriving if round_rows is None else round_rows(arriving)
         hessian += read.T @ read
         cross += read.T @ exact
         count += len(read)
+    if not count:  # nothing is known of what it will read
+        return np.eye(site.width), np.eye(site.width)
     return hessian / count, cross / count

@@ -56,6 +56,7 @@ def _clamps(node: ir.Node, *, matrix: bool) -> Iterator[ir.Node]:
 
 
 def _rewrite(graph: ir.Graph, names: Names, clamp: ir.Node, dtype: ir.DataType) -> None:
+    bounds: list[tuple[str, ir.Value | None]]
     if clamp.op_type == "Relu":
         bounds = [("Max", add_constant(graph, names, f"{clamp.name}/zero", ir.tensor(0.0, dtype=dtype)))]
     else:

@@ -237,3 +237,27 @@ def test_caches_that_cannot_be_proven_stay_exact(tiny_llama: Path, tmp_path: Pat
     report = catonnx.optimize(source, tmp_path / "out", Recipe(calibration=str(tmp_path / "feeds.npz")))
     assert report.changed_caches == ()
     assert report.verification["fused"] == 21
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [{}, {"rounding": "gptq"}, {"rounding": "sequential"}, {"scheme": "w4a4", "group_size": None}],
+    ids=lambda wishes: "-".join(map(str, wishes.values())) or "default",
+)
+def test_a_linear_that_calibration_does_not_reach(wishes: dict[str, Any], tmp_path: Path) -> None:
+    """As an expert that no token is routed to."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        ends = [numpy_helper.from_array(np.array([value], np.int64), name) for name, value in (("from", 0), ("to", 0))]
+        model.graph.initializer.extend(ends)
+        model.graph.initializer.append(numpy_helper.from_array(np.ones((64, 16), np.float32), "expert"))
+        model.graph.node.append(helper.make_node("Slice", ["x", "from", "to", "from"], ["none"], "slice"))
+        model.graph.node.append(helper.make_node("MatMul", ["none", "expert"], ["few"], "never"))
+        model.graph.output.append(helper.make_tensor_value_info("few", TensorProto.FLOAT, ["some", 16]))
+
+    model = write_mlp(tmp_path / "model.onnx", edit=edit)
+    feeds = write_feeds(tmp_path / "feeds.npz", 8, 64)
+    report = catonnx.optimize(model, tmp_path / "out", Recipe(calibration=str(feeds), lm_head=True, **wishes))
+    (row,) = [row for row in report.sites if row.linears == ("never",)]
+    assert "calibration did not reach it" in row.why
+    assert report.verification["fused"] == report.verification["linears"]

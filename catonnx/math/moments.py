@@ -35,6 +35,7 @@ class Moments:
         maximum: Largest ``|x|`` of each channel, shape (d,).
         squared_range: ``sum (max(x) - min(x))^2`` over rows, the range of an asymmetric quantizer per row.
         squared_symmetric_range: ``sum (2 max|x|)^2`` over rows, the range of a symmetric one.
+        assumed: Made by `unknown`: no row has really been seen.
 
     Raises:
         ValueError: The block does not divide the width.
@@ -48,7 +49,26 @@ class Moments:
     maximum: Array = field(init=False, repr=False)
     squared_range: float = field(default=0.0, init=False)
     squared_symmetric_range: float = field(default=0.0, init=False)
+    assumed: bool = field(default=False, init=False)
     _rows: list[NDArray[np.float32]] = field(default_factory=list, init=False, repr=False)
+
+    @classmethod
+    def unknown(cls, width: int, block: int, kept_rows: int = 0) -> Moments:
+        """Return what is assumed of an activation that was never seen: independent channels, all of unit energy.
+
+        Args:
+            width: Number of channels d.
+            block: Width of the blocks of x^T x.
+            kept_rows: Rows that are made up, normally distributed, the same each time; 64 sum up the ranges if none.
+        """
+        result = cls(width, block)
+        rows = np.random.default_rng(0).standard_normal((kept_rows or 64, width)).astype(np.float32)
+        result.update(rows)
+        result.sums = np.broadcast_to(np.eye(block), result.sums.shape) * float(result.count)
+        result.assumed = True
+        if kept_rows:
+            result._rows.append(rows)
+        return result
 
     def __post_init__(self) -> None:
         _check_block(self.width, self.block)

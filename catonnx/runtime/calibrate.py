@@ -41,7 +41,7 @@ def measure(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> dict[str, Moments]:
-    """Return the moments of every site over all `feeds`.
+    """Return the moments of every site over all `feeds`; those of `Moments.unknown` where fewer than two rows came by.
 
     Memory holds the moments, one stage's weights, and what is handed over between two stages, some of it in files.
     Feeds of about 512 tokens are the fastest.
@@ -56,7 +56,7 @@ def measure(
         progress: Told of every stage.
 
     Raises:
-        CalibrationError: as `run_stages`; or fewer than two rows at a site.
+        CalibrationError: as `run_stages`; or fewer than two rows at every site.
         ModelError, OutputError: as `run_stages`.
     """
     moments: dict[str, Moments] = {}
@@ -68,12 +68,6 @@ def measure(
         total = Moments(site.width, request.block, kept_rows=-(-request.rows // keeping))
         for index, rows in enumerate(batches):
             total.update(rows.exact, keep=index % stride == 0)
-        if total.count < 2:
-            raise CalibrationError(
-                f"calibration saw {total.count} row(s), and statistics need many",
-                where=f"site {site.name}",
-                hint="give more or longer samples",
-            )
         moments[site.name] = total
         return Decision()
 
@@ -87,4 +81,16 @@ def measure(
         threads=threads,
         progress=lambda _, done, total: progress("calibrate", done, total),
     )
-    return {name: moments[name] for name in requests}
+    if moments and all(total.count < 2 for total in moments.values()):
+        name, total = next(iter(moments.items()))
+        raise CalibrationError(
+            f"calibration saw {total.count} row(s), and statistics need many",
+            where=f"site {name}",
+            hint="give more or longer samples",
+        )
+    return {name: _known(moments[name], request) for name, request in requests.items()}
+
+
+def _known(total: Moments, request: MomentRequest) -> Moments:
+    """Return moments, or what is assumed where there are none: no text may have reached an expert."""
+    return total if total.count > 1 else Moments.unknown(total.width, total.block, request.rows)

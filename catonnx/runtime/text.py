@@ -30,7 +30,7 @@ class TokenStream:
 
     @classmethod
     def load(cls, folder: str | Path, *, bos: int | None = None) -> TokenStream:
-        """Read tokenizer.json, and the BOS id from config.json or generation_config.json, in `folder`.
+        """Read tokenizer.json, and the BOS id from config.json (or its like, see `configured_bos`), in `folder`.
 
         Args:
             folder: Where the files lie; usually the folder of the model.
@@ -140,9 +140,11 @@ def _load_tokenizer(path: Path) -> Tokenizer:
 
 
 def configured_bos(folder: Path) -> int | None:
-    """Return the BOS id that config.json or generation_config.json names, None if neither does."""
-    for name in ("config.json", "generation_config.json"):
-        bos = _read_json(folder / name).get("bos_token_id")
+    """Return the BOS id that config.json, generation_config.json or genai_config.json names, None if none does."""
+    files = [_read_json(folder / name) for name in ("config.json", "generation_config.json", "genai_config.json")]
+    nested = files[2].get("model")
+    for content in (*files[:2], nested if isinstance(nested, dict) else {}):
+        bos = content.get("bos_token_id")
         if isinstance(bos, int):
             return bos
     return None
@@ -166,4 +168,7 @@ def _template(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if not around:
         pair = (tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]"))
         around = [] if None in pair else list(pair)
+    probe = tokenizer.encode("a", add_special_tokens=True).ids
+    if len(around) == 1 and probe[:1] != around and probe[-1:] == around:
+        return (), tuple(around)  # T5 ends a text and does not begin it
     return tuple(around[:1]), tuple(around[1:2])

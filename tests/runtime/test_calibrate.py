@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from catonnx.errors import CalibrationError
+from catonnx.graph.segments import cut
+from catonnx.graph.sites import Selection, find_sites
 from catonnx.runtime.calibrate import MomentRequest, measure
+from tests.graph.builder import Net
 from tests.runtime.streaming import Chain, feeds
 
 FULL = {name: MomentRequest(4) for name in "abc"}
@@ -62,6 +65,21 @@ def test_nothing_is_given(tmp_path: Path) -> None:
 def test_one_row_is_no_statistic(rows: int, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=rf"saw {rows} row\(s\).*site a"):
         measure(Chain().stages, FULL, feeds(rows), scratch=tmp_path)
+
+
+def test_what_no_row_reaches_is_taken_as_alike(tmp_path: Path) -> None:
+    net = Net()
+    site = net.op("Relu", net.input("x", ["rows", 4]), result="a")
+    none = net.op("Slice", site, net.constant([0]), net.constant([0]), net.constant([0]), result="b")
+    for value in (site, none):
+        net.output(net.op("MatMul", value, net.normal(4, 4)))
+    model = net.model()
+    stages = cut(model, find_sites(model.graph, Selection(head=True)).sites)
+    moments = measure(stages, {"a": MomentRequest(4, 8), "b": MomentRequest(2, 8)}, feeds(5, 7), scratch=tmp_path)
+    assert (moments["a"].count, moments["a"].assumed) == (12, False)
+    assert moments["b"].assumed
+    np.testing.assert_array_equal(moments["b"].second_moment(), [np.eye(2)] * 2)
+    assert moments["b"].rows.shape == (8, 4)
 
 
 def test_a_model_that_overflows_is_named_by_site(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, processors
 
 from catonnx.errors import CalibrationError
 from catonnx.runtime.text import TokenStream, pack_text, read_text
@@ -39,6 +40,32 @@ def test_a_bos_in_generation_config_and_one_by_hand(tokenizer_folder: Folder) ->
     (folder / "generation_config.json").write_text('{"bos_token_id": 2}')
     assert TokenStream.load(folder).prefix == (2,)
     assert TokenStream.load(folder, bos=5).prefix == (5,)
+
+
+def test_a_bos_in_the_config_of_genai(tokenizer_folder: Folder) -> None:
+    folder = tokenizer_folder(special=False)
+    (folder / "genai_config.json").write_text('{"model": {"bos_token_id": 1}, "search": {}}')
+    assert TokenStream.load(folder).prefix == (1,)
+    (folder / "config.json").write_text('{"bos_token_id": 2}')
+    assert TokenStream.load(folder).prefix == (2,)
+
+
+@pytest.mark.parametrize(
+    ("template", "prefix", "suffix"), [("$A [SEP]", (), (2,)), ("<s> $A", (3,), ()), ("[CLS] $A [SEP]", (1,), (2,))]
+)
+def test_special_tokens_stand_where_the_tokenizer_puts_them(
+    template: str, prefix: tuple[int, ...], suffix: tuple[int, ...], tokenizer_folder: Folder
+) -> None:
+    folder = tokenizer_folder()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    special = [("[CLS]", 1), ("[SEP]", 2), ("<s>", 3)]
+    tokenizer.post_processor = processors.TemplateProcessing(template, None, special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    stream = TokenStream.load(folder)
+    assert (stream.prefix, stream.suffix) == (prefix, suffix)
+    rows = pack_text("a b c d e f g h", stream, seq_len=4, samples=10)
+    assert [len(row) for row in rows.tolist()] == [4] * len(rows)
+    assert rows[0].tolist()[: len(prefix)] == list(prefix)
 
 
 def test_rows_are_spread_over_the_whole_text(tokenizer_folder: Folder) -> None:
