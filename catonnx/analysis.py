@@ -12,7 +12,7 @@ from catonnx.errors import ModelError, NothingToOptimizeError
 from catonnx.graph.absorb import Absorption, trace
 from catonnx.graph.edits import float64_of
 from catonnx.graph.shapes import Shapes
-from catonnx.graph.sites import Found, Linear, Selection, Site, find_sites
+from catonnx.graph.sites import INSIDE, Found, Linear, Selection, Site, find_sites
 from catonnx.passes.canonicalize import Canonicalize
 from catonnx.recipe import Recipe
 from catonnx.runtime.decoding import can_be_continued
@@ -82,10 +82,13 @@ def check_something_to_do(opened: Opened) -> None:
         )
     if opened.sites:
         return
-    reasons = "; ".join(sorted({reason for _, _, reason in opened.left_alone()}))
+    found = {reason for _, _, reason in opened.left_alone()}
+    reasons = "; ".join(sorted(found))
+    merged = "of a merged decoder take the parts, decoder_model.onnx and decoder_with_past_model.onnx; "
     raise NothingToOptimizeError(
         "no linear layer to optimize" + (f": {reasons}" if reasons else ""),
-        hint="a linear is a MatMul or Gemm with a constant 2-D weight; `catonnx inspect` lists them",
+        hint=merged * (INSIDE in found)
+        + "a linear is a MatMul or Gemm with a constant 2-D weight; `catonnx inspect` lists them",
     )
 
 

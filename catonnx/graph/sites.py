@@ -24,6 +24,12 @@ _ALREADY_QUANTIZED = frozenset(
     {"MatMulNBits", "MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
 )
 
+_OWN_WEIGHT = {"Attention": 1, "FusedMatMul": 1, "FusedGemm": 1, "MoE": 2}
+"""Fused operators of ONNX Runtime -> which input is a weight, if it is constant: no 4-bit form takes their place."""
+
+INSIDE = "inside the body of If, Loop or Scan"
+"""Why linears of a merged decoder are left alone."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linear:
@@ -171,6 +177,10 @@ def _reason_against(node: ir.Node, inner: bool) -> str | None:
     """Return None for a linear, a reason for what a user might take for one, an empty text for anything else."""
     if node.op_type in _ALREADY_QUANTIZED:
         return "already quantized"
+    if node.domain == "com.microsoft" and node.op_type in _OWN_WEIGHT:
+        place = _OWN_WEIGHT[node.op_type]
+        fused = len(node.inputs) > place and constant_shape(node.inputs[place]) is not None
+        return f"the weight belongs to a fused {node.op_type}; give the model as it was before that fusion" * fused
     if node.op_type not in ("MatMul", "Gemm") or node.domain not in ("", "ai.onnx"):
         return ""
     left, right = node.inputs[0], node.inputs[1]
@@ -183,7 +193,7 @@ def _reason_against(node: ir.Node, inner: bool) -> str | None:
     if constant_shape(left) is not None:
         return "both operands are constant"
     if inner:
-        return "inside the body of If, Loop or Scan"
+        return INSIDE
     if len(shape) != 2:
         return f"the weight has {len(shape)} axes, not 2"
     if 0 in shape:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -105,6 +107,30 @@ def test_a_linear_inside_a_body_is_listed_and_left_alone(net: Net) -> None:
     condition = net.constant(np.array(True))
     net.output(net.op("If", condition, then_branch=body, else_branch=body))
     assert {why for _, _, why in found(net).passed_over} == {"inside the body of If, Loop or Scan"}
+
+
+@pytest.mark.parametrize(
+    ("operator", "operands", "options"),
+    [
+        ("Attention", ["h", "w", "b"], {"num_heads": 2}),
+        ("FusedMatMul", ["x", "w"], {"alpha": 2.0}),
+        ("FusedGemm", ["x", "w", "b"], {"activation": "Relu"}),
+    ],
+)
+def test_weights_of_fused_operators_are_not_passed_over_in_silence(
+    net: Net, operator: str, operands: list[str], options: dict[str, Any]
+) -> None:
+    constants = {"w": net.normal(4, 12), "b": net.normal(12)}
+    net.input("h", ["batch", "rows", 4])
+    net.op(operator, *(constants.get(name, name) for name in operands), domain="com.microsoft", **options)
+    ((_, kind, why),) = found(net).passed_over
+    assert kind == operator
+    assert f"a fused {operator}" in why
+
+
+def test_a_fused_product_of_activations_is_not_mentioned(net: Net) -> None:
+    net.op("FusedMatMul", "x", "x", domain="com.microsoft", transB=1)
+    assert found(net).passed_over == ()
 
 
 def test_patterns_choose_by_name_and_say_so(net: Net) -> None:
