@@ -1,11 +1,15 @@
 """Tiny random models in PyTorch, one per architecture, with outlier channels planted; fixed seeds, no download.
 
 All are 64 wide with 4 heads of 16, and 192 = 12 * 16 in the middle, so that Hadamard matrices of several orders fit.
+Other widths and more architectures: `tiny_decoders` and `tiny_encoders`.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 from transformers import (
     BertConfig,
     BertModel,
@@ -22,60 +26,49 @@ from models.outliers import correlate, factors, plant, randomize_vectors
 
 SEED = 20260304
 WIDTH, HEADS, MIDDLE = 64, 4, 192
-HEAD_WIDTH = WIDTH // HEADS
 KV_HEADS = 2
 IMAGE_SIZE = 32
-INITIALIZER_RANGE = 0.125  # 1 / sqrt(64): signals keep their size from layer to layer
+POSITIONS = 512
+TOKENS: dict[str, Any] = {
+    "vocab_size": tokens.VOCABULARY_SIZE,
+    "bos_token_id": tokens.BOS,
+    "eos_token_id": tokens.EOS,
+    "pad_token_id": tokens.PAD,
+}
+"""What the configuration of a causal language model says about `tokens`."""
 
 
 def llama() -> LlamaForCausalLM:
     """Three layers: RMSNorm, rotary positions, 4 query heads on 2 KV heads, gated MLP, no biases, untied lm_head."""
-    generator = _seeded()
     config = LlamaConfig(
-        vocab_size=tokens.VOCABULARY_SIZE,
+        **TOKENS,
         hidden_size=WIDTH,
         intermediate_size=MIDDLE,
         num_hidden_layers=3,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
-        max_position_embeddings=512,
-        initializer_range=INITIALIZER_RANGE,
-        bos_token_id=tokens.BOS,
-        eos_token_id=tokens.EOS,
-        pad_token_id=tokens.PAD,
+        max_position_embeddings=POSITIONS,
+        initializer_range=spread(WIDTH),
         tie_word_embeddings=False,
     )
-    model = LlamaForCausalLM(config).eval()
-    randomize_vectors(model, generator)
-    correlate(model.model.embed_tokens, generator)
-    for layer in model.model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        plant(layer.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj], factors(WIDTH, generator))
-        heads = factors(KV_HEADS * HEAD_WIDTH, generator).reshape(KV_HEADS, HEAD_WIDTH)
-        plant(attention.v_proj, [attention.o_proj], heads, repeat=HEADS // KV_HEADS)
-        plant(layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj], factors(WIDTH, generator))
-        plant(mlp.up_proj, [mlp.down_proj], factors(MIDDLE, generator))
+    model, generator = random_model(LlamaForCausalLM, config)
+    plant_llama_like(model, generator)
     plant(model.model.norm, [model.lm_head], factors(WIDTH, generator))
     return model
 
 
 def gpt2() -> GPT2LMHeadModel:
     """Two layers: LayerNorm, one fused q/k/v projection, biases, GELU, learned positions, embedding tied to lm_head."""
-    generator = _seeded()
     config = GPT2Config(
-        vocab_size=tokens.VOCABULARY_SIZE,
+        **TOKENS,
         n_embd=WIDTH,
         n_inner=MIDDLE,
         n_layer=2,
         n_head=HEADS,
-        n_positions=512,
-        initializer_range=INITIALIZER_RANGE,
-        bos_token_id=tokens.BOS,
-        eos_token_id=tokens.EOS,
-        pad_token_id=tokens.PAD,
+        n_positions=POSITIONS,
+        initializer_range=spread(WIDTH),
     )
-    model = GPT2LMHeadModel(config).eval()
-    randomize_vectors(model, generator)
+    model, generator = random_model(GPT2LMHeadModel, config)
     correlate(model.transformer.wte, generator)
     for block in model.transformer.h:
         plant(block.ln_1, [block.attn.c_attn], factors(WIDTH, generator))
@@ -89,19 +82,17 @@ def bert() -> BertModel:
     A norm of a post-norm model feeds the residual stream too, so outliers planted there change the function of the
     model and travel on to the next norm, as they do in real BERTs. Random weights do not mind.
     """
-    generator = _seeded()
     config = BertConfig(
         vocab_size=tokens.VOCABULARY_SIZE,
         hidden_size=WIDTH,
         intermediate_size=MIDDLE,
         num_hidden_layers=2,
         num_attention_heads=HEADS,
-        max_position_embeddings=512,
-        initializer_range=INITIALIZER_RANGE,
+        max_position_embeddings=POSITIONS,
+        initializer_range=spread(WIDTH),
         pad_token_id=tokens.PAD,
     )
-    model = BertModel(config, add_pooling_layer=False).eval()
-    randomize_vectors(model, generator)
+    model, generator = random_model(BertModel, config, add_pooling_layer=False)
     correlate(model.embeddings.word_embeddings, generator)
     for layer in model.encoder.layer:
         attention = layer.attention
@@ -112,7 +103,6 @@ def bert() -> BertModel:
 
 def vit() -> ViTForImageClassification:
     """Two pre-norm layers on 16 patches of 8 x 8 pixels, with biases, and a classifier of 10 classes."""
-    generator = _seeded()
     config = ViTConfig(
         hidden_size=WIDTH,
         intermediate_size=MIDDLE,
@@ -121,10 +111,9 @@ def vit() -> ViTForImageClassification:
         image_size=IMAGE_SIZE,
         patch_size=8,
         num_labels=10,
-        initializer_range=INITIALIZER_RANGE,
+        initializer_range=spread(WIDTH),
     )
-    model = ViTForImageClassification(config).eval()
-    randomize_vectors(model, generator)
+    model, generator = random_model(ViTForImageClassification, config)
     for layer in model.vit.encoder.layer:
         attention = layer.attention.attention
         plant(layer.layernorm_before, [attention.query, attention.key, attention.value], factors(WIDTH, generator))
@@ -133,7 +122,38 @@ def vit() -> ViTForImageClassification:
     return model
 
 
-def _seeded() -> torch.Generator:
-    """Seed PyTorch's own initialization and return the generator for what is planted on top."""
+def random_model(kind: type[nn.Module], config: Any, **options: Any) -> tuple[Any, torch.Generator]:
+    """Return a model whose vectors are no longer ones and zeros, and the generator for what is planted on top."""
     torch.manual_seed(SEED)
-    return torch.Generator().manual_seed(SEED + 1)
+    generator = torch.Generator().manual_seed(SEED + 1)
+    model = kind(config, **options).eval()
+    randomize_vectors(model, generator)
+    return model, generator
+
+
+def spread(width: int) -> float:
+    """Return the deviation of weights (width, ...) with which signals keep their size from layer to layer."""
+    return float(width**-0.5)
+
+
+def plant_llama_like(model: nn.Module, generator: torch.Generator) -> None:
+    """Correlate the embedding and plant at every site of all layers, whose parts are called as in Llama."""
+    correlate(model.model.embed_tokens, generator)
+    for layer in model.model.layers:
+        plant_attention(layer.input_layernorm, layer.self_attn, generator)
+        plant_mlp(layer.post_attention_layernorm, layer.mlp, generator)
+
+
+def plant_attention(norm: nn.Module, attention: nn.Module, generator: torch.Generator) -> None:
+    """Plant between a norm and q, k and v, and between v and the output projection."""
+    width, head = attention.q_proj.in_features, attention.head_dim
+    kv_heads = attention.v_proj.out_features // head
+    plant(norm, [attention.q_proj, attention.k_proj, attention.v_proj], factors(width, generator))
+    vector = factors(kv_heads * head, generator).reshape(kv_heads, head)
+    plant(attention.v_proj, [attention.o_proj], vector, repeat=attention.o_proj.in_features // (kv_heads * head))
+
+
+def plant_mlp(norm: nn.Module, mlp: nn.Module, generator: torch.Generator) -> None:
+    """Plant between a norm and gate and up, and between up and down."""
+    plant(norm, [mlp.gate_proj, mlp.up_proj], factors(mlp.up_proj.in_features, generator))
+    plant(mlp.up_proj, [mlp.down_proj], factors(mlp.up_proj.out_features, generator))
