@@ -16,6 +16,7 @@ from catonnx.analysis import MARK, Opened, analyse, check_something_to_do, check
 from catonnx.calibrating import calibration_feeds, measure_sites
 from catonnx.errors import OutputError, UsageError
 from catonnx.graph import load
+from catonnx.graph.absorb_walk import continued_input
 from catonnx.graph.outputs import with_outputs
 from catonnx.graph.save import RESULT_MARK, copy_companions, staged, write_beside, write_model
 from catonnx.measures import Clock, bytes_of, peak_memory, versions
@@ -188,9 +189,8 @@ def _changed_caches(opened: Opened, plan: Plan) -> tuple[str, ...]:
 
 def _check_caches_are_empty(opened: Opened, changed: Sequence[str], feeds: Sequence[Feeds]) -> None:
     """Refuse inputs with a filled cache: it is in the source's basis, and the result wants it in another."""
-    nodes = [value.producer() for value in opened.model.graph.outputs if value.name in changed]
-    states = [value for node in nodes if node is not None for value in node.inputs if value is not None]
-    for state in states:
+    outputs = [value for value in opened.model.graph.outputs if value.name in changed]
+    for state in filter(None, map(continued_input, outputs)):
         if any(sample[str(state.name)].size for sample in feeds if state.name in sample):
             raise UsageError(
                 "the calibration inputs hold a filled cache, whose basis would change",

@@ -14,6 +14,7 @@ import catonnx
 from catonnx import Recipe, Report
 from catonnx.errors import NothingToOptimizeError, UsageError, VerificationError
 from catonnx.planfile import load_plan, save_plan
+from tests.graph.test_fused_attention import FORMS
 from tests.small_models import (
     edited,
     first_sample,
@@ -279,3 +280,18 @@ def test_a_merged_decoder_is_refused_with_what_to_take_instead(tmp_path: Path) -
     model = write_mlp(tmp_path / "model.onnx", edit=edit)
     with pytest.raises(NothingToOptimizeError, match=r"inside the body of If.*take the parts, decoder_model\.onnx"):
         _optimize(model, tmp_path / "out", 8, 64)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("rounding", ["mse", "sequential"])
+def test_attention_in_one_operator(name: str, rounding: str, tmp_path: Path) -> None:
+    form = FORMS[name]
+    onnx.save(form.net().proto(), tmp_path / "model.onnx")
+    arrays = {f"{sample}/{key}": array for sample in range(4) for key, array in form.feeds(3).items()}
+    np.savez(tmp_path / "feeds.npz", allow_pickle=False, **arrays)
+    recipe = Recipe(calibration=str(tmp_path / "feeds.npz"), group_size=16, lm_head=True, rounding=rounding)  # type: ignore[arg-type]
+    report = catonnx.optimize(tmp_path / "model.onnx", tmp_path / "out", recipe)
+    assert report.verification["transform_relative_l2"] < 1e-5
+    assert report.verification["fused"] == len([row for row in report.sites for _ in row.linears])
+    behind = report.sites[-1]
+    assert (behind.absorbed != ()) is not form.cache  # a cache of another name than exporters give it stays exact

@@ -10,7 +10,8 @@ row here, not a new pass.
 | norms | a scaling, ends in their scale | none: the residual stream would have to follow |
 | product or quotient of two activations | a scaling, into one branch | into all branches |
 | any other function of each number | Relu and LeakyRelu a positive scaling | any |
-| heads, probabilities times values, joins and splits | moved across, within a head | the same |
+| heads, probabilities times values, joins and parts | moved across, within a head | the same |
+| attention as one operator | moved across to V, within a head, tied where heads share values | the same |
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from functools import partial
 
 import onnx_ir as ir
 
+from catonnx.graph.absorb_attention import attention, projecting_attention
+from catonnx.graph.absorb_parts import concat, gather, slice_, split
 from catonnx.graph.absorb_pointwise import (
     CONTRIB_POINTWISE,
     POINTWISE,
     any_function,
-    join,
     positive_function,
     product_or_quotient,
     sum_or_difference,
 )
-from catonnx.graph.absorb_walk import BlockedError, End, Rule, Walk, is_cache
+from catonnx.graph.absorb_walk import BlockedError, End, Rule, Walk
 from catonnx.graph.constants import FLOATS, constant_shape
-from catonnx.graph.layout import Layout, part_of, through_expand, through_product, through_reshape, through_transpose
+from catonnx.graph.layout import Layout, through_expand, through_product, through_reshape, through_transpose
 from catonnx.graph.writers import Writer
 
 NORMS = {
@@ -125,41 +127,6 @@ def _expand(walk: Walk, node: ir.Node, layout: Layout) -> End:
     return walk.into(node, 0, through_expand(layout, before, after))
 
 
-def _concat(walk: Walk, node: ir.Node, layout: Layout) -> End:
-    """Rows joined to rows; a joined graph input is a cache, which comes back in the basis it was handed out in."""
-    rank = walk.rank(node.outputs[0])
-    if node.attributes["axis"].as_int() % rank in layout.axes:
-        raise BlockedError(f"{node.name} joins channels")
-    ends, caches = [], []
-    for index, value in enumerate(node.inputs):
-        if (
-            value is not None
-            and value.is_graph_input()
-            and node.outputs[0].is_graph_output()
-            and is_cache(node.outputs[0])
-        ):
-            caches.append(str(node.outputs[0].name))
-        else:
-            ends.append(walk.into(node, index, layout))
-    if not ends:
-        raise BlockedError(f"{node.name} joins graph inputs only")
-    end = join(node, ends)
-    return dataclasses.replace(end, caches=(*end.caches, *caches))
-
-
-def _split(walk: Walk, node: ir.Node, layout: Layout, *, part: int) -> End:
-    """One part of a fused projection: its channels are a slice of the whole, the other parts stay as they are."""
-    shape = walk.shapes[node.inputs[0]]  # type: ignore[index]
-    rank = walk.rank(node.inputs[0])
-    attribute = node.attributes.get("axis")
-    axis = (0 if attribute is None else attribute.as_int()) % rank
-    lengths = [None if part is None else part[axis].value for part in map(walk.shapes.__getitem__, node.outputs)]
-    if shape is None or axis not in layout.axes or None in lengths:
-        raise BlockedError(f"{node.name} does not split channels of known number")
-    offset = sum(length or 0 for length in lengths[:part])
-    return walk.into(node, 0, part_of(layout, axis, offset, sum(length or 0 for length in lengths)))
-
-
 RULES: dict[str, Rule] = {
     "MatMul": _linear,
     "Gemm": _linear,
@@ -178,9 +145,19 @@ RULES: dict[str, Rule] = {
     "Unsqueeze": _reshape,
     "Squeeze": _reshape,
     "Expand": _expand,
-    "Concat": _concat,
+    "Concat": concat,
+    "Slice": slice_,
+    "Gather": gather,
+    "Attention": attention,
 }
-"""The producers of the ONNX domain with one output; norms and Split are beside it."""
+"""The producers of the ONNX domain, asked for their first output; norms and Split are beside it."""
+
+CONTRIB_RULES: dict[str, Rule] = {
+    "GroupQueryAttention": attention,
+    "MultiHeadAttention": attention,
+    "Attention": projecting_attention,
+}
+"""The same of ONNX Runtime's own."""
 
 
 def mixing_rule(node: ir.Node, value: ir.Value) -> Rule | None:
@@ -198,8 +175,7 @@ def permuting_rule(node: ir.Node, value: ir.Value) -> Rule | None:
 
 
 def _moving_rule(node: ir.Node, value: ir.Value) -> Rule | None:
-    if node.domain:
-        return None
-    if node.op_type == "Split":
-        return partial(_split, part=list(node.outputs).index(value))
-    return RULES.get(node.op_type) if value is node.outputs[0] else None
+    if node.op_type == "Split" and not node.domain:
+        return partial(split, part=list(node.outputs).index(value))
+    rules = {"": RULES, "com.microsoft": CONTRIB_RULES}.get(node.domain, {})
+    return rules.get(node.op_type) if value is node.outputs[0] else None

@@ -17,10 +17,26 @@ import onnx_ir as ir
 
 from catonnx.graph.layout import Layout
 from catonnx.graph.shapes import Shapes
+from catonnx.graph.windows import windows
 from catonnx.graph.writers import Writer
 
 _SHAPE_READERS = frozenset({"Shape", "Size"})
-_LINEARS = frozenset({"MatMul", "Gemm"})
+_MIXERS = frozenset({"MatMul", "Gemm", "Attention"})
+"""Operators that sum over all channels of their first input."""
+
+_PARTS = frozenset({"Split", "Slice", "Gather"})
+"""Operators that may leave some channels of their first input to others."""
+
+PAST_VALUES = {
+    ("com.microsoft", "GroupQueryAttention"): 4,
+    ("com.microsoft", "MultiHeadAttention"): 7,
+    ("", "Attention"): 5,
+}
+"""Attention operators that join new rows to an input: which."""
+
+PRESENT_VALUES = 2
+"""Their output that holds the joined rows."""
+
 _LONGEST_PATH = 100
 """Nodes on a way back; a longer one is given up before Python's stack is."""
 
@@ -87,10 +103,17 @@ class Walk:
         for reader in value.consumers():
             if reads_shape_only(reader):
                 continue
-            if reader not in allowed:
+            if reader not in allowed and not self.reads_other_channels(reader, value, layout):
                 raise BlockedError(f"also read by {reader.op_type} {reader.name}")
             if sum(operand is value for operand in reader.inputs) > 1:
                 raise BlockedError(f"{reader.op_type} {reader.name} reads the value twice")
+
+    def reads_other_channels(self, reader: ir.Node, value: ir.Value, layout: Layout) -> bool:
+        """Whether a reader takes only such parts of a value that hold none of the channels of a layout."""
+        parts = windows(self.shapes, reader) if reader.inputs[0] is value else None
+        if parts is None:
+            return False
+        return not any(layout.meets(window) for part, window in parts if part.is_graph_output() or part.uses())
 
     def _check_output(self, value: ir.Value, layout: Layout) -> None:
         if value.is_graph_output() and not (self.change_caches and layout.attended and is_cache(value)):
@@ -110,12 +133,12 @@ class PermutingWalk(Walk):
 
     Attributes:
         met: For every value that would change, the layouts that it was met with and how the walk went on from there.
-        crossed: The operands (reader, index) through which the walk came.
+        crossed: The operands (reader, index) through which the walk came, and with which layouts.
         promising: Values whose readers may all turn out to lie on the way.
     """
 
     met: dict[ir.Value, list[tuple[Layout, End]]] = dataclasses.field(default_factory=dict)
-    crossed: set[tuple[ir.Node, int]] = dataclasses.field(default_factory=set)
+    crossed: dict[tuple[ir.Node, int], list[Layout]] = dataclasses.field(default_factory=dict)
     promising: set[ir.Value] = dataclasses.field(default_factory=set)
 
     def start(self, site: ir.Value, layout: Layout) -> End:
@@ -127,7 +150,7 @@ class PermutingWalk(Walk):
 
     def _enter(self, node: ir.Node, index: int, value: ir.Value, layout: Layout) -> End:
         self._look_ahead(value)
-        self.crossed.add((node, index))
+        self.crossed.setdefault((node, index), []).append(layout)
         before = self.met.setdefault(value, [])
         for known, end in before:
             if known.is_same(layout):
@@ -149,9 +172,9 @@ class PermutingWalk(Walk):
             for reader, index in value.uses():
                 if reads_shape_only(reader):
                     continue
-                if self.rule_of(reader, reader.outputs[0]) is None or (reader.op_type in _LINEARS and index == 0):
+                if self.rule_of(reader, reader.outputs[0]) is None or (reader.op_type in _MIXERS and index == 0):
                     raise BlockedError(f"also read by {reader.op_type} {reader.name}")
-                if reader.op_type != "Split":  # the other parts may be anybody's
+                if reader.op_type not in _PARTS:  # the other parts may be anybody's
                     values.append(reader.outputs[0])
 
     def _check_all_readers(self) -> None:
@@ -159,9 +182,14 @@ class PermutingWalk(Walk):
         for value, layouts in self.met.items():
             for layout, _ in layouts:
                 self._check_output(value, layout)
-            for reader, index in value.uses():
-                if not reads_shape_only(reader) and (reader, index) not in self.crossed:
-                    raise BlockedError(f"also read by {reader.op_type} {reader.name}")
+                for reader, index in value.uses():
+                    if not reads_shape_only(reader) and not self._is_compensated(reader, index, value, layout):
+                        raise BlockedError(f"also read by {reader.op_type} {reader.name}")
+
+    def _is_compensated(self, reader: ir.Node, index: int, value: ir.Value, layout: Layout) -> bool:
+        """Whether the walk came through an operand for the sake of these channels, or it takes none of them."""
+        crossed = self.crossed.get((reader, index), ())
+        return any(known.is_same(layout) for known in crossed) or self.reads_other_channels(reader, value, layout)
 
 
 def reads_shape_only(reader: ir.Node) -> bool:
@@ -171,8 +199,21 @@ def reads_shape_only(reader: ir.Node) -> bool:
 
 def is_cache(value: ir.Value) -> bool:
     """Whether a graph output is a graph input with new rows joined to it, and the input is used for nothing else."""
+    state = continued_input(value)
     node = value.producer()
-    if node is None or node.op_type != "Concat":
-        return False
+    return state is not None and all(reader is node or reads_shape_only(reader) for reader in state.consumers())
+
+
+def continued_input(value: ir.Value) -> ir.Value | None:
+    """Return the graph input that a value is the continuation of: itself with new rows joined to it."""
+    node = value.producer()
+    if node is None:
+        return None
     states = [operand for operand in node.inputs if operand is not None and operand.is_graph_input()]
-    return len(states) == 1 and all(reader is node or reads_shape_only(reader) for reader in states[0].consumers())
+    if node.op_type == "Concat" and not node.domain:
+        return states[0] if len(states) == 1 else None
+    index = PAST_VALUES.get((node.domain, node.op_type))
+    if index is None or index >= len(node.inputs) or list(node.outputs).index(value) != PRESENT_VALUES:
+        return None
+    past = node.inputs[index]
+    return past if past is not None and states.count(past) == 1 else None

@@ -8,6 +8,7 @@ moves one across one kind of node, from the node's output to its input, and retu
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -67,6 +68,14 @@ class Layout:
         mine, theirs = ((item.axes, item.sizes, item.diagonal, item.attended) for item in (self, other))
         arrays = ((self.position, other.position), (self.mixing, other.mixing))
         return mine == theirs and all(np.array_equal(left, right) for left, right in arrays)
+
+    def meets(self, window: Mapping[int, range]) -> bool:
+        """Whether a channel lies within the indices that a window takes of some axes."""
+        inside = np.ones(len(self.position), bool)
+        for axis, along in zip(self.axes, self.coordinates, strict=True):
+            if axis in window:
+                inside &= np.isin(along, window[axis])
+        return bool(inside.any())
 
     @property
     def block_width(self) -> int:
@@ -146,13 +155,57 @@ def through_product(layout: Layout, rank: int) -> Layout | None:
     return dataclasses.replace(layout, mixing=_refine(layout.mixing, *coordinates), attended=True)
 
 
-def part_of(layout: Layout, axis: int, offset: int, length: int) -> Layout:
-    """Cross a Split to the whole that the value is a part of: `offset` to the left of it on `axis`, `length` in all."""
+def through_heads(layout: Layout, heads: int, shared: int, width: int, axes: tuple[int, ...]) -> Layout | None:
+    """Cross an attention from its output to its values: query head h reads the values of head h // (heads / shared).
+
+    Args:
+        layout: On the output, whose channels are heads x width in row-major order, on one axis or several.
+        heads: Number of query heads.
+        shared: Number of heads of values.
+        width: Channels of a head.
+        axes: Where the values carry their channels: one axis for shared * width, or one for either.
+    """
+    if not shared or heads % shared or int(np.prod(layout.sizes)) != heads * width:
+        return None
+    # The other copies of a head that is read several times belong to somebody else, who would see them changed.
+    if heads != shared and not layout.is_whole:
+        return None
+    head, channel = np.divmod(layout.position, width)
+    position = head // (heads // shared) * width + channel
+    lengths = (shared * width,) if len(axes) == 1 else (shared, width)
+    # As everywhere, an axis of length 1 carries nothing: a Reshape could not tell it from others.
+    kept = [index for index, length in enumerate(lengths) if length != 1] or [0]
+    return dataclasses.replace(
+        layout,
+        axes=tuple(axes[index] for index in kept),
+        sizes=tuple(lengths[index] for index in kept),
+        position=position,
+        mixing=_refine(layout.mixing, head),
+        attended=True,
+    )
+
+
+def part_of(layout: Layout, axis: int, window: range, length: int) -> Layout | None:
+    """Cross what takes a part of a whole: the indices of `window` on `axis`, of `length` in all."""
     index = layout.axes.index(axis)
+    if layout.sizes[index] != len(window):
+        return None
     coordinates = list(layout.coordinates)
-    coordinates[index] = coordinates[index] + offset
+    coordinates[index] = window.start + window.step * coordinates[index]
     sizes = tuple(length if i == index else size for i, size in enumerate(layout.sizes))
     return dataclasses.replace(layout, sizes=sizes, position=np.ravel_multi_index(tuple(coordinates), sizes))
+
+
+def at_index(layout: Layout, axis: int, index: int, length: int) -> Layout:
+    """Cross what takes one index of an axis that carries no channels: they lie at `index` of `length` on it."""
+    if length == 1:
+        return layout
+    place = sum(carried < axis for carried in layout.axes)
+    coordinates = list(layout.coordinates)
+    coordinates.insert(place, np.full(len(layout.position), index))
+    axes = (*layout.axes[:place], axis, *layout.axes[place:])
+    sizes = (*layout.sizes[:place], length, *layout.sizes[place:])
+    return dataclasses.replace(layout, axes=axes, sizes=sizes, position=np.ravel_multi_index(tuple(coordinates), sizes))
 
 
 def _refine(*labels: np.ndarray) -> np.ndarray:

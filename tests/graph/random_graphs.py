@@ -13,6 +13,7 @@ import numpy as np
 from onnx import TensorProto
 
 from tests.graph.builder import Arrays, Net
+from tests.graph.fused_attention import DEPTH, FusedAttention
 
 WIDTHS = (4, 6, 8, 12)
 BATCH, PREFILL, DECODE = 2, 3, 1
@@ -240,6 +241,7 @@ def _pointwise(graph: RandomGraph, flow: Flow) -> Flow:
             "Softplus",
             "Identity",
             "Dropout",
+            "Dropout",
             "silu",
             "gelu",
             "clip",
@@ -316,6 +318,41 @@ def _split(graph: RandomGraph, flow: Flow) -> Flow:
             return Flow(net.op("Add", parts[0], parts[1]), width)
 
 
+def _parts(graph: RandomGraph, flow: Flow) -> Flow:
+    """Three windows of a fused projection, of which one, or two together, go on; now and then two overlap."""
+    net, choose = graph.net, graph.choose
+    width = choose.choice(WIDTHS)
+    whole = linear(graph, flow, 3 * width)
+    if choose.random() < 0.2:
+        whole = _norm(graph, whole)
+    kind = choose.choice(("Slice", "Slice", "Gather", "Split"))
+    if kind == "Slice":
+        starts = [index * width for index in range(3)]
+        starts[choose.randrange(1, 3)] -= choose.random() < 0.15
+        cuts = [[net.constant([bound]) for bound in (start, start + width, choose.choice((2, -1)))] for start in starts]
+        values = [net.op("Slice", whole.value, *bounds) for bounds in cuts]
+    else:
+        turned = choose.random() < 0.3
+        stack = split_axes(graph, whole.value, flow.value, [width, 3] if turned else [3, width])
+        axis = 3 if turned else 2
+        if kind == "Gather":
+            indices = [net.constant(np.array(index)) for index in (0, choose.choice((1, -2)), 2)]
+            values = [net.op("Gather", stack, index, axis=axis) for index in indices]
+        else:
+            names = net.ops("Split", stack, results=[net.name("part") for _ in range(3)], axis=axis, num_outputs=3)
+            values = [net.op("Squeeze", name, net.constant([axis])) for name in names]
+    first, second, third = choose.sample(values, 3)
+    net.output(net.op("Tanh", third))
+    match choose.randrange(3):
+        case 0:
+            net.output(second)
+            return Flow(first, width)
+        case 1:
+            return Flow(net.op("Mul", first, net.op("Sigmoid", second)), width)
+        case _:
+            return Flow(net.op("Add", first, second), width)
+
+
 def _shuffle(graph: RandomGraph, flow: Flow) -> Flow:
     """Channels in two axes, turned, and back in one."""
     net, choose = graph.net, graph.choose
@@ -378,6 +415,37 @@ def _attention(graph: RandomGraph, flow: Flow) -> Flow:
     return Flow(_joined(graph, mixed, heads * depth), heads * depth)
 
 
+def _fused_attention(graph: RandomGraph, flow: Flow) -> Flow:
+    """Attention as one operator."""
+    net, choose = graph.net, graph.choose
+    operators = ["GroupQueryAttention", "MultiHeadAttention", "Attention", *(["standard"] if net.opset == 23 else [])]
+    operator = choose.choice(operators)
+    shared, free = choose.choice((1, 2)), graph.seq == "seq"
+    repeats = choose.choice((1, 2, 3)) if operator in ("GroupQueryAttention", "standard") else 1
+    # The standard's is left out: ONNX Runtime runs it only with both present outputs, and `cut` keeps what is read.
+    cache = operator in ("GroupQueryAttention", "MultiHeadAttention") and free and choose.random() < 0.5
+    narrow = operator == "standard" or (operator == "MultiHeadAttention" and not cache)  # as ONNX Runtime has it
+    attention = FusedAttention(
+        operator,
+        heads=shared * repeats,
+        shared=shared,
+        packed=choose.random() < 0.5,
+        cache=cache,
+        axes=4 if operator == "standard" and choose.random() < 0.5 else 3,
+        bias=operator == "Attention" or choose.random() < 0.5,
+        rotary=choose.random() < 0.3,
+        mask=not free and choose.random() < 0.5,
+        value_depth=8 if narrow and choose.random() < 0.3 else DEPTH,
+        channels=flow.width,
+        tag=net.name(""),
+    )
+    value = attention.output(net, flow.value)
+    graph.caches += attention.caches
+    if attention.axes == 4:
+        return Flow(_joined(graph, value, attention.width), attention.width)
+    return Flow(value, attention.width)
+
+
 def _heads(graph: RandomGraph, flow: Flow, heads: int, depth: int) -> str:
     """[batch, seq, heads * depth] -> [batch, heads, seq, depth], sometimes with the depth before the heads."""
     net, choose = graph.net, graph.choose
@@ -430,13 +498,18 @@ STEPS: tuple[Callable[[RandomGraph, Flow], Flow], ...] = (
     _norm,
     _pointwise,
     _pointwise,
+    _pointwise,
     _gate,
     _sum,
     _split,
+    _parts,
+    _parts,
     _shuffle,
     _repeat,
     _rows,
     _attention,
     _attention,
     _attention,
+    _fused_attention,
+    _fused_attention,
 )

@@ -11,8 +11,10 @@ from catonnx.graph.dims import Dim, symbol
 from catonnx.graph.layout import (
     Layout,
     Shape,
+    at_index,
     part_of,
     through_expand,
+    through_heads,
     through_product,
     through_reshape,
     through_transpose,
@@ -128,10 +130,52 @@ def test_a_product_lets_channels_mix_within_a_head_only() -> None:
     assert through_product(Layout((1, 2), (2, 4), np.arange(8), np.zeros(8, np.int64)), 4) is None
 
 
-def test_a_part_lies_behind_the_parts_left_of_it() -> None:
-    moved = part_of(Layout((1, 2), (2, 3), np.arange(6), np.zeros(6, np.int64)), 2, 4, 9)
+def test_a_part_lies_at_its_place_within_the_whole() -> None:
+    layout = Layout((1, 2), (2, 3), np.arange(6), np.zeros(6, np.int64))
+    moved = part_of(layout, 2, range(4, 7), 9)
+    assert moved is not None
     assert moved.sizes == (2, 9)
     np.testing.assert_array_equal(moved.position, [4, 5, 6, 13, 14, 15])
+    backwards = part_of(layout, 2, range(8, 2, -2), 9)
+    assert backwards is not None
+    np.testing.assert_array_equal(backwards.position, [8, 6, 4, 17, 15, 13])
+    assert part_of(layout, 2, range(4, 8), 9) is None, "four of three channels"
+
+
+def test_what_took_one_index_lies_at_that_index() -> None:
+    layout = Layout((1, 3), (2, 3), np.arange(6), np.zeros(6, np.int64))
+    for axis, axes in ((0, (0, 1, 3)), (2, (1, 2, 3)), (4, (1, 3, 4))):
+        whole = numbers(shape_of(*[{1: 2, 3: 3, axis: 4}.get(a, 1) for a in range(5)]))
+        taken = np.take(whole, [2], axis)
+        moved = at_index(layout, axis, 2, 4)
+        assert moved.axes == axes
+        np.testing.assert_array_equal(read(whole, moved), read(taken, layout))
+
+
+@pytest.mark.parametrize(("window", "meets"), [((0, 2), True), ((2, 4), False), ((1, 4), True), ((2, 2), False)])
+def test_which_windows_hold_a_channel(window: tuple[int, int], meets: bool) -> None:
+    layout = Layout((1, 3), (2, 4), np.array([0, 1, 4]), np.zeros(3, np.int64))
+    assert layout.meets({3: range(*window)}) == meets
+    assert layout.meets({2: range(0)}), "an axis without channels tells nothing"
+    assert not layout.meets({1: range(1, 2), 3: range(1, 4)}), "head 1 holds channel 0 alone"
+
+
+def test_query_heads_read_the_values_of_their_group() -> None:
+    layout = Layout.of_site(3, 8)
+    moved = through_heads(layout, 4, 2, 2, (1, 3))
+    assert moved is not None
+    assert (moved.axes, moved.sizes, moved.attended, moved.block_width) == ((1, 3), (2, 2), True, 2)
+    np.testing.assert_array_equal(moved.position, [0, 1, 0, 1, 2, 3, 2, 3])
+    np.testing.assert_array_equal(moved.mixing, [0, 0, 1, 1, 2, 2, 3, 3])
+    assert through_heads(layout, 4, 3, 2, (2,)) is None, "4 heads cannot share 3"
+    assert through_heads(layout, 4, 0, 2, (2,)) is None
+    assert through_heads(layout, 4, 2, 3, (2,)) is None, "8 channels are not 4 heads of 3"
+    half = part_of(Layout.of_site(3, 4), 2, range(4), 8)
+    assert half is not None
+    assert through_heads(half, 4, 2, 2, (2,)) is None, "somebody else reads the other copies"
+    alone = through_heads(half, 4, 4, 2, (2,))
+    assert alone is not None
+    np.testing.assert_array_equal(alone.position, range(4))
 
 
 @pytest.mark.parametrize(
