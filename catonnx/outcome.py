@@ -68,7 +68,7 @@ def observer(
             latest[name] = _SeenSite.of(plans[name], moments[name])
         seen, dequantized = latest[name], quantized.dequantize()
         shift = None
-        if shifts is not None:
+        if shifts is not None and not moments[name].assumed:
             mean = mean_error(seen.rows, seen.rows @ weight - seen.read @ dequantized)
             shift = shifts[str(linear.node.outputs[0].name)] = mean.astype(linear.dtype.numpy())
             total.size += shift.nbytes

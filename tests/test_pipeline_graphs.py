@@ -242,7 +242,13 @@ def test_caches_that_cannot_be_proven_stay_exact(tiny_llama: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(
     "wishes",
-    [{}, {"rounding": "gptq"}, {"rounding": "sequential"}, {"scheme": "w4a4", "group_size": None}],
+    [
+        {},
+        {"rounding": "gptq"},
+        {"rounding": "sequential"},
+        {"scheme": "w4a4", "group_size": None},
+        {"correct_bias": True},
+    ],
     ids=lambda wishes: "-".join(map(str, wishes.values())) or "default",
 )
 def test_a_linear_that_calibration_does_not_reach(wishes: dict[str, Any], tmp_path: Path) -> None:
@@ -261,6 +267,8 @@ def test_a_linear_that_calibration_does_not_reach(wishes: dict[str, Any], tmp_pa
     report = catonnx.optimize(model, tmp_path / "out", Recipe(calibration=str(feeds), lm_head=True, **wishes))
     (row,) = [row for row in report.sites if row.linears == ("never",)]
     assert "calibration did not reach it" in row.why
+    nodes = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False).graph.node
+    assert not any(node.name == "never/corrected" for node in nodes)  # the mean of nothing is no bias
     assert report.verification["fused"] == report.verification["linears"]
 
 
