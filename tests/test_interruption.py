@@ -42,7 +42,7 @@ def _default_interrupt() -> None:
     ("number", "milestone", "stands"),
     [
         (signal.SIGINT, ".out.*.partial", False),
-        (signal.SIGINT, ".out.*.partial/.work/calibrate.onnx", False),
+        (signal.SIGINT, ".out.*.partial/.work/catonnx-*.onnx", False),
         (signal.SIGINT, ".out.*.partial/.work/transformed.onnx", True),
         (signal.SIGTERM, ".out.*.partial/.work/source.onnx", True),
     ],
