@@ -1,6 +1,6 @@
 """How much quality each scheme and each method keeps: one command, one table, one JSON file.
 
-    python -m tools.bench_quality                     # everything: most of an hour on 2 cores
+    python -m tools.bench_quality                     # everything: an hour on 2 cores, two if they are shared
     python -m tools.bench_quality --quick             # under ten minutes: the most telling rows, on less text
     python -m tools.bench_quality --only 'w4a4/cat*'  # measure rows by name again; the file keeps its others
     python -m tools.bench_quality --resume            # go on where an interrupted run ended
