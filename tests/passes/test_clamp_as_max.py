@@ -64,14 +64,13 @@ def _run(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
 FUSED_ANYWAY = {("MatMul and Add", "Relu", 3), ("MatMul and Add", "Clip", 3)}
 
 
-@pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("clamp", ["Relu", "Clip"])
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize(
+    ("body", "rank"), [("Gemm", 2), ("MatMul and Add", 2), ("MatMul and Add", 3), ("MatMul", 2), ("MatMul", 3)]
+)
 def test_the_linear_fuses_the_values_stay_and_a_second_run_finds_nothing(
     body: str, clamp: str, rank: int, tmp_path: Path
 ) -> None:
-    if body == "Gemm" and rank == 3:
-        return  # a Gemm has two axes
     model, linears = _model(body, clamp, *["M", "N"][: rank - 1])
     write_model(model, tmp_path / "before.onnx")
     fused = fused_ops(tmp_path / "before.onnx").operators["MatMulNBits"]
