@@ -18,7 +18,7 @@ from catonnx.errors import OutputError, UsageError
 from catonnx.graph import load
 from catonnx.graph.absorb_walk import continued_input
 from catonnx.graph.outputs import with_outputs
-from catonnx.graph.save import RESULT_MARK, copy_companions, staged, write_beside, write_model
+from catonnx.graph.save import RESULT_MARK, copy_companions, staged, write_model
 from catonnx.measures import Clock, bytes_of, peak_memory, versions
 from catonnx.outcome import Shifts, observer, rows_of
 from catonnx.plan import check_form, check_plan
@@ -30,6 +30,7 @@ from catonnx.rewriting import transform, write_rounded
 from catonnx.rounders import Dampings, make_rounder
 from catonnx.runtime.compare import SitePair
 from catonnx.runtime.feeds import Feeds, graph_inputs
+from catonnx.runtime.running import Unwritten
 from catonnx.runtime.samples import shortened
 from catonnx.runtime.verify import Verifier
 from catonnx.siteplan import Plan, online_multiply_adds
@@ -101,12 +102,14 @@ def optimize(
         with clock("transform"):
             transform(opened, chosen)
             graph_model.metadata_props[MARK] = recipe.scheme
-            transformed = work / "transformed.onnx" if recipe.rounds else stage / "model.onnx"
-            (write_beside if recipe.rounds else write_model)(graph_model, transformed)
+            transformed = Unwritten(graph_model, work)
+            if not recipe.rounds:
+                write_model(graph_model, stage / "model.onnx")
+                transformed = _result(stage)
 
         kept = [str(value.name) for value in graph_model.graph.outputs if value.name not in changed_caches]
         verifying = Verifier(
-            reference,
+            Unwritten(load.read(reference), work, reference),
             [shortened(run, VERIFIED_TOKENS, graph_inputs(graph_model)) for run in feeds[:VERIFIED_RUNS]],
             kept,
             continued=bool(changed_caches),
@@ -136,7 +139,7 @@ def optimize(
                 write_model(graph_model, stage / "model.onnx")
             with clock("verify"):
                 verification |= verifier.check_deployed(
-                    stage / "model.onnx",
+                    _result(stage),
                     [linear.name for linear in linears],
                     rounds_activations=recipe.form == "qdq" and recipe.provider == "cpu",
                 )
@@ -199,19 +202,24 @@ def _check_caches_are_empty(opened: Opened, changed: Sequence[str], feeds: Seque
             )
 
 
-def _site_models(opened: Opened, plan: Plan, work: Path) -> tuple[Path, Path, list[SitePair]]:
-    """Write the source and the transformed model with the activation that every linear reads as outputs."""
-    before = analyse(load.load(work / "source.onnx"), opened.recipe)
+def _result(stage: Path) -> Unwritten:
+    """Return the saved model, read afresh."""
+    path = stage / "model.onnx"
+    return Unwritten(load.read(path), stage, path)
+
+
+def _site_models(opened: Opened, plan: Plan, work: Path) -> tuple[Unwritten, Unwritten, list[SitePair]]:
+    """Return the source and the transformed model with the activation that every linear reads as outputs."""
+    before = analyse(load.load(work / load.COPY), opened.recipe)
     plans = plan.by_site()
     dtypes = [site.dtype for site in opened.sites]
     old_names = [site.name for site in before.sites]
     new_values = [site.linears[0].node.inputs[0] for site in opened.sites]
     new_names = [str(value.name) for value in new_values if value is not None]
-    paths = work / "sites_before.onnx", work / "sites_after.onnx"
-    write_beside(with_outputs(before.model, dict(zip(old_names, dtypes, strict=True))), paths[0])
-    write_beside(with_outputs(opened.model, dict(zip(new_names, dtypes, strict=True))), paths[1])
+    old = with_outputs(before.model, dict(zip(old_names, dtypes, strict=True)))
+    new = with_outputs(opened.model, dict(zip(new_names, dtypes, strict=True)))
     pairs = [
         SitePair(site.name, old, new, plans[site.name].transform(site.width).apply)
         for site, old, new in zip(opened.sites, old_names, new_names, strict=True)
     ]
-    return (*paths, pairs)
+    return Unwritten(old, work), Unwritten(new, work), pairs

@@ -43,7 +43,7 @@ def _default_interrupt() -> None:
     [
         (signal.SIGINT, ".out.*.partial", False),
         (signal.SIGINT, ".out.*.partial/.work/catonnx-*.onnx", False),
-        (signal.SIGINT, ".out.*.partial/.work/transformed.onnx", True),
+        (signal.SIGINT, ".out.*.partial/.work/catonnx-*/0-0.npy", True),
         (signal.SIGTERM, ".out.*.partial/.work/source.onnx", True),
     ],
 )
