@@ -21,6 +21,7 @@ from catonnx.errors import CalibrationError
 from catonnx.graph.sites import Site
 from catonnx.graph.stages import Stage, Tap, check_weights
 from catonnx.progress import Progress, silent
+from catonnx.runtime.checkpoint import Checkpoint
 from catonnx.runtime.feeds import Feeds, check_feeds, graph_inputs
 from catonnx.runtime.live import Live, Way
 from catonnx.runtime.sessions import run
@@ -102,6 +103,7 @@ def run_stages(
     provider: str = "cpu",
     threads: int | None = None,
     memory: int = MEMORY,
+    checkpoint: Checkpoint | None = None,
     progress: Progress = silent,
 ) -> None:
     """Lead `feeds` through a model, and hand the activations of every site to `visit` on the way.
@@ -117,6 +119,8 @@ def run_stages(
         provider: "cpu" or "cuda".
         threads: Threads of ONNX Runtime; all cores unless given.
         memory: Bytes of activations to hold in memory before more of them go to files in `scratch`.
+        checkpoint: Keeps what waits between stages. Stages that it knows do not run again; their sites are visited all
+            the same, and must be decided without their rows.
         progress: Told of every stage.
 
     Raises:
@@ -137,15 +141,21 @@ def run_stages(
     decided: dict[Tap, Decision] = {}
     with Live(feeds, ways, scratch, memory) as live:
         runner = _Runner(live, provider, threads)
+        finished = checkpoint.restore(live) if checkpoint else -1
         for stage in stages:
             for tap in stage.arriving:
                 decided[tap] = visit(tap.site, Batches(tap, live))
                 linears = {linear.name: linear for linear in tap.site.selected}
                 check_weights(decided[tap].weights, linears, f"site {tap.site.name}")
-            for way in ways if stage.number else ("both",):
-                runner.run(stage, way, decided if way == "rounded" else {})
+            if stage.number > finished:
+                for way in ways if stage.number else ("both",):
+                    runner.run(stage, way, decided if way == "rounded" else {})
+                if checkpoint:
+                    checkpoint.save(stage.number, live)
             decided = {tap: decision for tap, decision in decided.items() if tap.last > stage.number}
             progress("run stages", stage.number + 1, len(stages))
+    if checkpoint:
+        checkpoint.clear()
 
 
 @dataclass(frozen=True)
