@@ -66,6 +66,10 @@ class Workspace:
         return self.source / str(done["path"])
 
 
+def _with_hint(error: CatonnxError, more: str) -> CatonnxError:
+    return type(error)(error.what, where=error.where, hint="; ".join(filter(None, [error.hint, more])))
+
+
 def _is_worth_keeping(folder: Path) -> bool:
     """Whether more is done than the copy."""
     done = (*folder.glob("kept/*"), *folder.glob("live/*"))
@@ -112,10 +116,16 @@ def working(out: Path, *, force: bool, key: Callable[[], str]) -> Iterator[Works
             raise
         except OSError as error:
             keep = _is_worth_keeping(folder)
-            raise OutputError(f"the output cannot be written: {error.strerror or error}", where=out) from error
+            hint = "free some space; then the same command goes on" if keep else None
+            raise OutputError(
+                f"the output cannot be written: {error.strerror or error}", where=out, hint=hint
+            ) from error
         except CatonnxError as error:
             keep = isinstance(error, OutputError) and _is_worth_keeping(folder)
-            raise error.moved(space.result, out) from error
+            told: CatonnxError = error
+            for place in ("source", "kept", "live", _RESULT):
+                told = told.moved(folder / place, out)
+            raise (_with_hint(told, "then the same command goes on") if keep else told) from error
         finally:
             if not keep:
                 shutil.rmtree(folder, ignore_errors=True)
