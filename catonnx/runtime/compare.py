@@ -112,7 +112,7 @@ def first_difference(
     """
     with Spool(scratch) as spool:
         names = [pair.reference for pair in pairs]
-        session = open_session(reference_path, provider=provider, config=reference_config)
+        session = open_session(reference_path, provider=provider, config=reference_config, scratch=scratch)
         check_outputs(names, session, reference_path)
         for index, values in enumerate(runs(session, names, feeds)):
             check_finite(names, values, index)
@@ -120,7 +120,7 @@ def first_difference(
         del session  # never two at once
 
         names = [pair.candidate for pair in pairs]
-        session = open_session(candidate_path, provider=provider, config=candidate_config)
+        session = open_session(candidate_path, provider=provider, config=candidate_config, scratch=scratch)
         check_outputs(names, session, candidate_path)
         differences = [ValueDifference() for _ in pairs]
         for index, values in enumerate(runs(session, names, feeds)):

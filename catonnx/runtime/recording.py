@@ -108,7 +108,7 @@ class Recording:
         self._reference, self._config = reference, config
         self._feeds, self._outputs, self._continued = feeds, outputs, continued
         self._provider, self._threads, self._progress = provider, threads, progress
-        self._spool = Spool(scratch)
+        self._scratch, self._spool = scratch, Spool(scratch)
 
     def __enter__(self) -> Recording:
         self._spool.__enter__()
@@ -123,7 +123,13 @@ class Recording:
         self._spool.__exit__()
 
     def _record(self) -> None:
-        session = open_session(self._reference, provider=self._provider, config=self._config, threads=self._threads)
+        session = open_session(
+            self._reference,
+            provider=self._provider,
+            config=self._config,
+            threads=self._threads,
+            scratch=self._scratch,
+        )
         names = self._outputs if self._outputs is not None else compared_outputs(session)
         check_outputs(names, session, self._reference)
         self._names = _numbers(names, session)
@@ -162,6 +168,7 @@ class Recording:
             config=config,
             threads=self._threads,
             optimized_path=optimized_path,
+            scratch=self._scratch,
         )
         check_outputs(self._names, session, candidate)
         differences = {name: ValueDifference() for name in self._names}

@@ -197,7 +197,9 @@ class _Runner:
             for value in model.graph.initializers.values():
                 value.const_value = None  # a graph is made of cycles, which Python would free much later
             # Basic optimization: what it leaves out would make no stage faster than it takes to find.
-            yield open_session(path, provider=self.provider, optimization="basic", threads=self.threads)
+            yield open_session(
+                path, provider=self.provider, optimization="basic", threads=self.threads, scratch=self.scratch
+            )
         except CatonnxError as error:
             raise error.moved(path, what) from error
         finally:

@@ -13,6 +13,7 @@ from typing import Any
 
 from catonnx.errors import VerificationError
 from catonnx.graph.edits import dequantizer
+from catonnx.graph.twin import needs_twin
 from catonnx.progress import Progress, silent
 from catonnx.runtime.compare import Comparison, SitePair, first_difference
 from catonnx.runtime.decoding import LOGITS
@@ -87,7 +88,7 @@ class Verifier(AbstractContextManager["Verifier"]):
                 they correspond.
 
         Returns:
-            The measured difference.
+            The measured difference, and whether float32 twins ran in place of bfloat16 models.
 
         Raises:
             VerificationError: naming the first site that differs.
@@ -105,7 +106,7 @@ class Verifier(AbstractContextManager["Verifier"]):
                 where=f"first at site {place.name}, {place.relative_l2:.1e}" if place else "behind the last site",
                 hint="catonnx is wrong here, or the model is not deterministic; --transform none changes no basis",
             )
-        return {"transform_relative_l2": json_number(comparison.relative_l2)}
+        return {"transform_relative_l2": json_number(comparison.relative_l2), "float32_twin": needs_twin(transformed)}
 
     def check_deployed(self, path: Path, linears: Sequence[str], *, rounds_activations: bool) -> dict[str, Any]:
         """Load the saved model afresh, as a user's session would, and measure it.
