@@ -51,13 +51,16 @@ def write_twin(path: Path, twin: Path) -> None:
 
 
 def widen(model: ir.Model) -> None:
-    """Make every bfloat16 in a model float32, in place, in bodies and functions too; tensors are read when needed."""
+    """Make every bfloat16 in a model float32, in place, in bodies and functions too.
+
+    Tensors are read when they are needed. What a clone of the model shares with it stays as it is.
+    """
     functions = (part for function in model.functions.values() for part in (function.graph, *function.subgraphs()))
     for graph in (model.graph, *model.graph.subgraphs(), *functions):
         made = (value for node in graph for value in node.outputs)
         for value in {*graph.inputs, *graph.initializers.values(), *made}:
-            if value.dtype == ir.DataType.BFLOAT16:
-                value.dtype = ir.DataType.FLOAT
+            if value.type is not None and value.dtype == ir.DataType.BFLOAT16:
+                value.type = _widened_type(value.type)
             if value.const_value is not None and value.const_value.dtype == ir.DataType.BFLOAT16:
                 value.const_value = _widened(value.const_value)
         for node in graph:
@@ -73,6 +76,12 @@ def _widen_attributes(node: ir.Node) -> None:
             node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT)
         if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == ir.DataType.BFLOAT16:
             node.attributes[name] = ir.AttrTensor(name, _realized(attribute.as_tensor())())
+
+
+def _widened_type(kind: ir.TypeProtocol) -> ir.TypeProtocol:
+    if isinstance(kind, ir.SequenceType | ir.OptionalType):
+        return type(kind)(_widened_type(kind.elem_type), denotation=kind.denotation)
+    return ir.TensorType(ir.DataType.FLOAT, denotation=kind.denotation)
 
 
 def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -23,6 +23,7 @@ from catonnx.errors import CalibrationError, CatonnxError
 from catonnx.graph.save import write_beside
 from catonnx.graph.sites import Site
 from catonnx.graph.stages import Stage, Tap, check_weights
+from catonnx.graph.twin import widen
 from catonnx.progress import Progress, silent
 from catonnx.runtime.feeds import Feeds, check_feeds, graph_inputs
 from catonnx.runtime.live import Live, Way
@@ -192,14 +193,13 @@ class _Runner:
         _gather_tensors(model, self.scratch)
         # In a folder of its own the model would not find external tensors: ONNX Runtime follows no ".." and no link.
         path = self.live.folder.with_name(f"{self.live.folder.name}.onnx")
+        widen(model)  # here already: a twin made from the file would write all tensors twice
         try:
             write_beside(model, path)
             for value in model.graph.initializers.values():
                 value.const_value = None  # a graph is made of cycles, which Python would free much later
             # Basic optimization: what it leaves out would make no stage faster than it takes to find.
-            yield open_session(
-                path, provider=self.provider, optimization="basic", threads=self.threads, scratch=self.scratch
-            )
+            yield open_session(path, provider=self.provider, optimization="basic", threads=self.threads)
         except CatonnxError as error:
             raise error.moved(path, what) from error
         finally:

@@ -9,11 +9,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper, printer
 from onnx.reference import ReferenceEvaluator
 
-from catonnx.graph.twin import needs_twin, write_twin
+from catonnx.graph.twin import needs_twin, widen, write_twin
 from tests.small_models import run
 
 BF16 = TensorProto.BFLOAT16
@@ -119,6 +120,26 @@ def test_external_tensors_are_widened_too(tmp_path: Path) -> None:
     write_twin(tmp_path / "in" / "model.onnx", tmp_path / "twin.onnx")
     (tensor,) = onnx.load(tmp_path / "twin.onnx").graph.initializer
     np.testing.assert_array_equal(numpy_helper.to_array(tensor), HALF.astype(np.float32))
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_a_clone_is_widened_alone(make: Callable[[], onnx.ModelProto]) -> None:
+    model = ir.from_proto(make())
+    before = ir.to_proto(model)
+    copy = model.clone()
+    widen(copy)
+    assert ir.to_proto(model) == before
+    assert ir.to_proto(copy) != before
+
+
+def test_sequences_of_it_are_widened(tmp_path: Path) -> None:
+    nodes = [*product()[:1], node("SequenceConstruct", "narrow narrow", "both"), node("SequenceAt", "both zero", "one")]
+    nodes.append(node("Cast", "one", "y", to=TensorProto.FLOAT))
+    model = model_of(nodes, tensors=(numpy_helper.from_array(np.array(0), "zero"),))
+    onnx.save(onnx.shape_inference.infer_shapes(model), tmp_path / "model.onnx")
+    write_twin(tmp_path / "model.onnx", tmp_path / "twin.onnx")
+    x = np.full((1, 4), 1 + 2**-20, np.float32)
+    np.testing.assert_array_equal(run(tmp_path / "twin.onnx", {"x": x})["y"], x)
 
 
 def test_other_types_need_no_twin(tmp_path: Path) -> None:
