@@ -22,6 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from catonnx.errors import VerificationError
 from catonnx.graph.edits import Names, Step, add_constant, cast, insert_before
 from catonnx.graph.shapes import Shapes
 from catonnx.graph.sites import Site
@@ -60,7 +61,7 @@ class Insert(ir.passes.InPlacePass):
         for item in self.transforms:
             writer, factors = _Nodes(graph, names, item.site, shared, shapes), merged(item.factors)
             steps = [step for factor in factors for step in writer.steps(factor)]
-            stored = tuple(part for factor in factors for part in writer.as_stored(factor))
+            stored = writer.as_stored(factors)
             readers = [linear.node for linear in item.site.linears]
             insert_before(graph, names, readers, item.site.value, steps)
             undo_in_readers(graph, names, item.site, Transform(stored))
@@ -92,11 +93,24 @@ class _Nodes:
             case Kronecker():
                 return self._kronecker(factor)
 
-    def as_stored(self, factor: Factor) -> tuple[Factor, ...]:
-        """Return a factor with its numbers as the file will hold them: what weights behind it have to undo.
+    def as_stored(self, factors: Sequence[Factor]) -> tuple[Factor, ...]:
+        """Return factors with their numbers as the file will hold them: what the weights behind have to undo.
 
         1 / sqrt(16) is exact; 1 / sqrt(12) becomes 0.03 % too small in float16 and 0.13 % too large in bfloat16.
+
+        Raises:
+            VerificationError: if their type leaves nothing to invert.
         """
+        try:
+            return tuple(part for factor in factors for part in self._as_stored(factor))
+        except ValueError as error:
+            raise VerificationError(
+                f"the new basis does not survive {self.site.dtype.name.lower()}: {error}",
+                where=f"site {self.site.name}",
+                hint="choose another --transform, or take a float32 model",
+            ) from error
+
+    def _as_stored(self, factor: Factor) -> tuple[Factor, ...]:
         match factor:
             case Scale():
                 return (Scale(self._rounded(factor.vector)),)

@@ -19,7 +19,7 @@ from catonnx.graph.load import read
 from catonnx.graph.save import write_model
 
 _TYPE_ATTRIBUTES = frozenset(
-    {"to", "dtype", "output_dtype", "precision", "softmax_precision", "qk_matmul_output_dtype", "stash_type"}
+    {"to", "dtype", "output_dtype", "output_datatype", "precision", "softmax_precision", "stash_type"}
 )
 """Integer attributes of operators that name an element type."""
 

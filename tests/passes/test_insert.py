@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from catonnx.analysis import analyse
+from catonnx.errors import VerificationError
 from catonnx.math.factors import Blocks, Factor, Hadamard, Kronecker, Permutation, Scale, Transform
 from catonnx.passes.insert import Insert, OnlineTransform
 from catonnx.recipe import Recipe
@@ -184,3 +185,19 @@ def test_what_a_type_makes_of_the_factors_is_undone_too(dtype: Any, factors: tup
     precision = 2**-9 if dtype == ml_dtypes.bfloat16 else 2**-12
     # Measured: 0.81 to 0.90 of it, the rounding of the weight; 1.04 to 1.9 if exact factors are undone.
     assert error < 0.96 * precision
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (Scale(np.full(D, 7e4)), r"reach 7\.0e\+04 and overflow float16 \(what is inserted at relu_1\)"),
+        (Scale(np.full(D, 1e-9)), r"does not survive float16: the scale of channel 0 is 0\.0.*site relu_1"),
+        (Blocks(1e-9 * np.eye(D)[None]), r"does not survive float16: block 0 of 1 cannot be inverted"),
+    ],
+)
+def test_factors_that_a_type_cannot_hold_are_refused(factor: Factor, said: str) -> None:
+    net = Net(seed=8)
+    net.initializers["w"] = RANDOM.normal(size=(D, 4)).astype(np.float16)
+    net.output(net.op("MatMul", net.op("Relu", net.input("x", ["rows", D], 10)), "w", result="y"))
+    with pytest.raises(VerificationError, match=said):
+        inserted(net, factor)
