@@ -30,8 +30,8 @@ def needs_twin(path: Path) -> bool:
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, OSError):
         return False  # whoever opens it will say why
-    functions = (element for function in model.functions for element in _elements_of_nodes(function.node))
-    return any(element == onnx.TensorProto.BFLOAT16 for element in (*_elements(model.graph), *functions))
+    functions = (_elements_of_nodes(function.node) for function in model.functions)
+    return any(onnx.TensorProto.BFLOAT16 in elements for elements in (_elements(model.graph), *functions))
 
 
 def write_twin(path: Path, twin: Path) -> None:
@@ -104,9 +104,13 @@ def _elements(graph: onnx.GraphProto) -> Iterator[int]:
 def _elements_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[int]:
     for node in nodes:
         for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                yield attribute.t.data_type
-            elif attribute.type == onnx.AttributeProto.INT and attribute.name in _TYPE_ATTRIBUTES:
+            kind = attribute.type
+            if kind == onnx.AttributeProto.INT and attribute.name in _TYPE_ATTRIBUTES:
                 yield attribute.i
-            for body in (attribute.g, *attribute.graphs):
-                yield from _elements(body)
+            elif kind == onnx.AttributeProto.TENSOR:
+                yield attribute.t.data_type
+            elif kind == onnx.AttributeProto.GRAPH:
+                yield from _elements(attribute.g)
+            elif kind == onnx.AttributeProto.GRAPHS:
+                for body in attribute.graphs:
+                    yield from _elements(body)
