@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from catonnx.errors import ModelError, NothingToOptimizeError
+from catonnx.errors import ModelError, NothingToOptimizeError, UsageError
 from catonnx.graph.absorb import Absorption, trace
 from catonnx.graph.constants import tensor_array
 from catonnx.graph.edits import float64_of
@@ -91,6 +91,27 @@ def check_something_to_do(opened: Opened) -> None:
         hint=merged * (INSIDE in found)
         + "a linear is a MatMul or Gemm with a constant 2-D weight; `catonnx inspect` lists them",
     )
+
+
+def check_types(opened: Opened) -> None:
+    """Refuse a form that the provider meant for the result has no kernel for, in the type of a linear.
+
+    Every form is sound ONNX in bfloat16. On CUDA, ONNX Runtime (1.31) multiplies it by MatMulNBits and MatMulInteger,
+    and has no DequantizeLinear of it; the CPU has nothing of it at all, so that such a result is for other runtimes.
+
+    Raises:
+        UsageError: naming the linear.
+    """
+    recipe = opened.recipe
+    if recipe.provider != "cuda" or recipe.form != "qdq" or not recipe.rounds:
+        return
+    for site in opened.sites:
+        if site.dtype == ir.DataType.BFLOAT16:
+            raise UsageError(
+                "form qdq dequantizes weights to bfloat16, which ONNX Runtime cannot do on CUDA",
+                where=site.selected[0].name,
+                hint="choose form nbits, or form integer for rounded activations",
+            )
 
 
 def check_weights(opened: Opened) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from catonnx.allocation import Allotment, decide
-from catonnx.analysis import MARK, Opened, analyse, check_something_to_do, check_weights, selected_weights
+from catonnx.analysis import MARK, Opened, analyse, check_something_to_do, check_types, check_weights, selected_weights
 from catonnx.calibrating import calibration_feeds, measure_sites
 from catonnx.errors import OutputError, UsageError
 from catonnx.graph import load
@@ -85,6 +85,7 @@ def optimize(
             locations = source.locations  # read here, where memory is still free
             opened = analyse(load.load(reference), recipe)
             check_something_to_do(opened)
+            check_types(opened)
             check_weights(opened)
             if plan is not None:
                 check_plan(plan, opened.sites, opened.absorptions)

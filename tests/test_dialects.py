@@ -10,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import pytest
 
 import catonnx
-import models
 from catonnx import Recipe, Report
 from catonnx.errors import NothingToOptimizeError
+from models.dialects import TEXT, calibration, constant_matrices, file_of, names
 
 ABSORBED: dict[str, dict[str, int]] = {
     "tiny-llama-script": {"scale": 9, "blocks 16": 3},
@@ -85,7 +84,7 @@ Optimized = Callable[[str], Done]
 def optimized(tmp_path_factory: pytest.TempPathFactory) -> Optimized:
     """Return what rounds a file to 4 bits; the same one only once."""
     text = tmp_path_factory.mktemp("text") / "text.txt"
-    text.write_text("The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 20, encoding="utf-8")
+    text.write_text(TEXT, encoding="utf-8")
     kept: dict[str, Done] = {}
 
     def optimize(name: str) -> Done:
@@ -96,30 +95,6 @@ def optimized(tmp_path_factory: pytest.TempPathFactory) -> Optimized:
         return kept[name]
 
     return optimize
-
-
-def file_of(name: str) -> Path:
-    dialect, _, file = name.partition("/")
-    return models.path(dialect) / f"{file or 'model'}.onnx"
-
-
-def calibration(file: Path, text: Path) -> str:
-    """Return the inputs made for a file, or else text: its own where it is a decoder with a cache."""
-    made = next((feeds for feeds in (file.with_suffix(".npz"), file.parent / "feeds.npz") if feeds.exists()), None)
-    own = (file.parent / "generation_config.json").exists()
-    return str(made) if made else "self" if own else str(text)
-
-
-def constant_matrices(file: Path) -> int:
-    """Return how many nodes multiply what flows in by a constant matrix, whatever spells the constant."""
-    graph = onnx.load(file).graph
-    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            ranks[node.output[0]] = len(node.attribute[0].t.dims)
-        elif node.op_type in ("Cast", "Identity", "Transpose") and node.input[0] in ranks:
-            ranks[node.output[0]] = ranks[node.input[0]]
-    return sum(node.op_type in ("Gemm", "MatMul") and ranks.get(node.input[1]) == 2 for node in graph.node)
 
 
 @pytest.mark.parametrize("name", ABSORBED)
@@ -160,6 +135,4 @@ def test_a_merged_decoder_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_every_file_of_every_tiny_model_is_listed() -> None:
-    dialects = {name for name in models.RECIPES if name.startswith("tiny-")} - ELSEWHERE
-    files = {file for dialect in dialects for file in models.path(dialect).glob("*.onnx")}
-    assert {file_of(name) for name in (*ABSORBED, *MERGED)} == files
+    assert {*ABSORBED, *MERGED, *ELSEWHERE} == {*names()}

@@ -100,20 +100,28 @@ def set_folded(
     """
 
     def realize() -> ir.TensorProtocol:
-        exact = compute()
-        with np.errstate(over="ignore"):
-            array = exact.astype(dtype.numpy())
-        if not np.isfinite(array).all() and np.isfinite(exact).all():
-            raise VerificationError(
-                f"numbers of the new basis reach {np.abs(exact).max():.1e} and overflow {dtype.name.lower()}",
-                where=f"input {index} of {node.name}",
-                hint="leave the layer out with --exclude, choose another --transform, or take a float32 model",
-            )
-        return ir.Tensor(array, dtype=dtype)
+        return ir.Tensor(cast(compute(), dtype, f"input {index} of {node.name}"), dtype=dtype)
 
     tensor = ir.LazyTensor(realize, dtype=dtype, shape=ir.Shape(shape), cache=False)
     tensor.meta[_FLOAT64] = compute
     node.replace_input_with(index, add_constant(graph, names, wanted, tensor))
+
+
+def cast(exact: np.ndarray, dtype: ir.DataType, where: str) -> np.ndarray:
+    """Round numbers of a new basis to the type that stores them.
+
+    Raises:
+        VerificationError: if one of them overflows.
+    """
+    with np.errstate(over="ignore"):
+        array: np.ndarray = exact.astype(dtype.numpy())
+    if not np.isfinite(array).all() and np.isfinite(exact).all():
+        raise VerificationError(
+            f"numbers of the new basis reach {np.abs(exact).max():.1e} and overflow {dtype.name.lower()}",
+            where=where,
+            hint="leave the layer out with --exclude, choose another --transform, or take a float32 model",
+        )
+    return array
 
 
 @dataclasses.dataclass(frozen=True)

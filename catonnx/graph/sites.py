@@ -27,6 +27,9 @@ _ALREADY_QUANTIZED = frozenset(
 _OWN_WEIGHT = {"Attention": 1, "FusedMatMul": 1, "FusedGemm": 1, "MoE": 2}
 """Fused operators of ONNX Runtime -> which input is a weight, if it is constant: no 4-bit form takes their place."""
 
+_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+"""Types of weights that 4-bit forms take the place of."""
+
 INSIDE = "inside the body of If, Loop or Scan"
 """Why linears of a merged decoder are left alone."""
 
@@ -199,7 +202,7 @@ def _reason_against(node: ir.Node, inner: bool) -> str | None:
     if 0 in shape:
         return f"the weight is empty: {list(shape)}"
     dtype = constant_type(right)
-    if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+    if dtype not in _TYPES:
         return f"the weight is of type {dtype}, and no 4-bit kernel is"
     return None
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from catonnx.errors import CatonnxError
 from catonnx.graph.constants import tensor_array
 from catonnx.graph.save import write_beside
+from catonnx.graph.twin import widen
 from catonnx.runtime.sessions import open_session
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def free_path(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def stage_session(model: ir.Model, path: Path, what: str, **options: Any) -> Iterator[InferenceSession]:
-    """Write a stage to a file, open it, and remove the file in the end.
+    """Write a stage to a file, as its float32 twin if it holds bfloat16, open it, and remove the file in the end.
 
     Args:
         model: Made by `Stage.model`; its tensors are let go of.
@@ -39,6 +40,7 @@ def stage_session(model: ir.Model, path: Path, what: str, **options: Any) -> Ite
         ModelError, OutputError: as `open_session` and `write_beside`.
     """
     _gather_tensors(model, path.parent)
+    widen(model)
     try:
         write_beside(model, path)
         for value in model.graph.initializers.values():

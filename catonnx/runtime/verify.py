@@ -12,6 +12,7 @@ from typing import Any
 
 from catonnx.errors import VerificationError
 from catonnx.graph.edits import dequantizer
+from catonnx.graph.twin import holds_bfloat16, needs_twin
 from catonnx.progress import Progress, silent
 from catonnx.runtime.compare import Comparison, SitePair, first_difference
 from catonnx.runtime.decoding import LOGITS
@@ -19,7 +20,7 @@ from catonnx.runtime.divergence import json_number
 from catonnx.runtime.feeds import Feeds
 from catonnx.runtime.fusion import OptimizedGraph
 from catonnx.runtime.recording import Recording
-from catonnx.runtime.running import Runnable
+from catonnx.runtime.running import Runnable, Unwritten
 
 TOLERANCE = {"float": 1e-4, "double": 1e-4, "float16": 2e-2, "bfloat16": 2e-2}
 """Relative L2 allowed between the source's outputs and those of the transformed model, by type of the activations.
@@ -94,7 +95,7 @@ class Verifier(AbstractContextManager["Verifier"]):
                 correspond.
 
         Returns:
-            The measured difference.
+            The measured difference, and whether float32 twins ran in place of bfloat16 models.
 
         Raises:
             VerificationError: naming the first site that differs.
@@ -112,7 +113,10 @@ class Verifier(AbstractContextManager["Verifier"]):
                 where=f"first at site {place.name}, {place.relative_l2:.1e}" if place else "behind the last site",
                 hint="catonnx is wrong here, or the model is not deterministic; --transform none changes no basis",
             )
-        return {"transform_relative_l2": json_number(comparison.relative_l2)}
+        return {
+            "transform_relative_l2": json_number(comparison.relative_l2),
+            "float32_twin": _runs_as_twin(transformed),
+        }
 
     def check_deployed(self, result: Runnable, linears: Sequence[str], *, rounds_activations: bool) -> dict[str, Any]:
         """Load the saved model afresh, as a user's session would, and measure it.
@@ -145,6 +149,10 @@ class Verifier(AbstractContextManager["Verifier"]):
             "fused": min(len(linears) - len(unfused), products),
             "not_fused": [f"{node}: ONNX Runtime dequantizes it at every run" for node in unfused],
         }
+
+
+def _runs_as_twin(model: Runnable) -> bool:
+    return holds_bfloat16(model.model) if isinstance(model, Unwritten) else needs_twin(Path(model))
 
 
 def _figures(comparison: Comparison) -> dict[str, Any]:
