@@ -8,6 +8,7 @@ import numpy as np
 
 from catonnx.analysis import Opened
 from catonnx.passes.absorb import Absorb, AbsorbedTransform
+from catonnx.passes.add_as_sum import AddAsSum
 from catonnx.passes.clamp_as_max import ClampAsMax
 from catonnx.passes.insert import Insert, OnlineTransform
 from catonnx.passes.integer_products import IntegerProducts
@@ -54,6 +55,7 @@ def write_rounded(
         ShiftOutputs(shifts)(opened.model)
     if recipe.form == "qdq":
         QuantizeActivations(grids)(opened.model)
+        AddAsSum(linears)(opened.model)
         ClampAsMax(linears)(opened.model)
 
 

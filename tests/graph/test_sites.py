@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,17 @@ def test_a_gemm_is_seen_in_one_orientation_whatever_it_says(net: Net) -> None:
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (lambda n: n.op("MatMul", n.normal(3, 4), n.op("Transpose", "x")), "left operand"),
+        (lambda n: n.op("MatMul", n.normal(3, 4), n.op("Unknown", "x", domain="example.com")), "rank of what it"),
+        (lambda n: n.op("MatMul", n.op("Unknown", "x", domain="example.com"), n.normal(1, 4, 3)), "rank of what it"),
+        (lambda n: n.op("MatMul", n.normal(3, 1), n.op("ReduceSum", "x")), "outer product"),
+        (lambda n: n.op("MatMul", "x", n.normal(4)), "1 axis"),
+        (lambda n: n.op("MatMul", n.normal(3), "x"), "1 axis"),
+        (
+            lambda n: n.op(
+                "MatMul", n.op("DequantizeLinear", n.constant(np.ones((4, 3), np.int8)), n.constant(0.1)), "x"
+            ),
+            "already quantized",
+        ),
         (lambda n: n.op("MatMul", n.normal(3, 4), n.normal(4, 4)), "both operands are constant"),
         (lambda n: n.op("MatMul", "x", n.normal(2, 4, 3)), "3 axes"),
         (lambda n: n.op("MatMul", "x", n.constant(np.zeros((4, 0)))), "empty"),
@@ -88,6 +99,35 @@ def test_what_looks_like_a_linear_and_is_none_is_listed_with_the_reason(net: Net
     assert result.sites == ()
     ((_, _, why),) = result.passed_over
     assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("build", "inputs", "outputs"),
+    [
+        (lambda n: n.op("MatMul", n.normal(3, 4), "y"), 4, 3),
+        (lambda n: n.op("MatMul", n.normal(1, 1, 3, 4), "y"), 4, 3),
+        (lambda n: n.op("Gemm", n.normal(3, 4), "y"), 4, 3),
+        (lambda n: n.op("Gemm", n.normal(4, 3), "y", transA=1), 4, 3),
+        (lambda n: n.op("Gemm", n.normal(3, 4), "x", transB=1), 4, 3),
+    ],
+)
+def test_a_constant_on_the_left_is_seen_in_the_same_orientation(
+    net: Net, build: Callable[[Net], str], inputs: int, outputs: int
+) -> None:
+    net.input("y", [4, "rows"])
+    net.output(net.op("MatMul", "y", net.op("MatMul", "x", net.normal(4, 4), result="right")))
+    net.output(build(net))
+    right, left = found(net).sites
+    (linear,) = left.linears
+    assert (left.width, linear.inputs, linear.outputs, linear.place) == (inputs, inputs, outputs, 0)
+    assert right.linears[0].place == 1
+
+
+def test_what_multiplies_from_both_sides_is_no_one_site(net: Net) -> None:
+    net.input("square", [4, 4])
+    net.output(net.op("MatMul", "square", net.normal(4, 3)))
+    net.output(net.op("MatMul", net.normal(5, 4), "square"))
+    assert [[linear.place for linear in site.linears] for site in found(net).sites] == [[1], [0]]
 
 
 def test_products_of_activations_and_operators_of_other_domains_are_not_mentioned(net: Net) -> None:
