@@ -29,6 +29,7 @@ from catonnx.report import Report
 from catonnx.rewriting import transform, write_rounded
 from catonnx.rounders import Dampings, make_rounder
 from catonnx.runtime.compare import SitePair
+from catonnx.runtime.decoding import can_be_continued
 from catonnx.runtime.feeds import Feeds, graph_inputs
 from catonnx.runtime.samples import shortened
 from catonnx.runtime.verify import Verifier
@@ -82,7 +83,7 @@ def optimize(
             check_weights(opened)
             if plan is not None:
                 check_plan(plan, opened.sites, opened.absorptions)
-                check_form(plan, recipe)
+                check_form(plan, recipe, opened.sites)
         graph_model, linears = opened.model, tuple(linear for site in opened.sites for linear in site.selected)
 
         with clock("calibrate"):
@@ -109,7 +110,9 @@ def optimize(
             reference,
             [shortened(run, VERIFIED_TOKENS, graph_inputs(graph_model)) for run in feeds[:VERIFIED_RUNS]],
             kept,
-            continued=bool(changed_caches),
+            # The branch that continues from a cache is seen in no other way.
+            continued=bool(changed_caches)
+            or (any(site.inside for site in opened.sites) and can_be_continued(graph_model)),
             provider=recipe.provider,
             scratch=work,
             progress=progress,
@@ -203,15 +206,16 @@ def _site_models(opened: Opened, plan: Plan, work: Path) -> tuple[Path, Path, li
     """Write the source and the transformed model with the activation that every linear reads as outputs."""
     before = analyse(load.load(work / "source.onnx"), opened.recipe)
     plans = plan.by_site()
-    dtypes = [site.dtype for site in opened.sites]
-    old_names = [site.name for site in before.sites]
-    new_values = [site.linears[0].node.inputs[0] for site in opened.sites]
+    sites = [site for site in opened.sites if not site.inside]  # the others are no values of the main graph
+    dtypes = [site.dtype for site in sites]
+    old_names = [site.name for site in before.sites if not site.inside]
+    new_values = [site.linears[0].node.inputs[0] for site in sites]
     new_names = [str(value.name) for value in new_values if value is not None]
     paths = work / "sites_before.onnx", work / "sites_after.onnx"
     write_beside(with_outputs(before.model, dict(zip(old_names, dtypes, strict=True))), paths[0])
     write_beside(with_outputs(opened.model, dict(zip(new_names, dtypes, strict=True))), paths[1])
     pairs = [
         SitePair(site.name, old, new, plans[site.name].transform(site.width).apply)
-        for site, old, new in zip(opened.sites, old_names, new_names, strict=True)
+        for site, old, new in zip(sites, old_names, new_names, strict=True)
     ]
     return (*paths, pairs)

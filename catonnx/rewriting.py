@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -44,17 +45,20 @@ def write_rounded(
         progress: Told of long steps.
     """
     recipe, plans = opened.recipe, plan.by_site()
-    linears = tuple(linear for site in opened.sites for linear in site.selected)
+    # An integer product needs its activation rounded, and in bodies activations stay in float.
+    integer = recipe.form == "integer"
+    weights_only = [site for site in opened.sites if site.inside or not integer]
+    linears = tuple(linear for site in weights_only for linear in site.selected)
     grids = tuple((site, grid) for site in opened.sites if (grid := plans[site.name].grid) is not None)
-    if recipe.form == "integer":
+    if integer:
         IntegerProducts(grids, rounder, recipe.provider, observe, progress)(opened.model)
-    else:
-        level = recipe.kernel_level
-        QuantizeWeights(linears, rounder, recipe.form, level, observe, progress)(opened.model)
+    form: Literal["qdq", "nbits"] = "nbits" if recipe.form == "nbits" else "qdq"
+    QuantizeWeights(linears, rounder, form, recipe.kernel_level, observe, progress)(opened.model)
     if shifts:
         ShiftOutputs(shifts)(opened.model)
     if recipe.form == "qdq":
         QuantizeActivations(grids)(opened.model)
+    if form == "qdq":
         AddAsSum(linears)(opened.model)
         ClampAsMax(linears)(opened.model)
 

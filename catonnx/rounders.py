@@ -67,15 +67,18 @@ def make_rounder(
     """
     plans, dampings = plan.by_site(), {} if dampings is None else dampings
     site_of = {linear: site for site in opened.sites for linear in site.selected}
+    alone = _alone(site_of, plans, recipe)
     if recipe.rounding == "sequential":
         assert scratch is not None
         rounded = _sequential(opened, plans, recipe, feeds, scratch, dampings, progress)
-        return lambda linear, _, __: rounded[linear.name]
+        return lambda linear, *rest: rounded[linear.name] if linear.name in rounded else alone(linear, *rest)
     if recipe.rounding == "gptq":
         latest: dict[str, Curvature] = {}
 
         def compensating(linear: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
             site = site_of[linear]
+            if site.inside:
+                return alone(linear, weight, dtype)
             if site.name not in latest:
                 latest.clear()
                 hessian = _hessian(plans[site.name], moments[site.name])
@@ -83,15 +86,30 @@ def make_rounder(
             return _compensated(weight, latest[site.name], plans[site.name], recipe, dtype)
 
         return compensating
+    return alone
+
+
+def _alone(site_of: Mapping[Linear, Site], plans: Mapping[str, SitePlan], recipe: Recipe) -> Rounder:
+    """Return what rounds each weight by itself, and one that bodies share only once."""
     method: Method = "nearest" if recipe.rounding == "nearest" else "mse"
-    return lambda linear, weight, dtype: quantize_weight(
-        weight,
-        recipe.group_size,
-        bits=plans[site_of[linear].name].bits,
-        method=method,
-        signed=recipe.scales == "signed",
-        scale_dtype=dtype.numpy(),
-    )
+    shared: dict[tuple[ir.Value, int], QuantizedWeight] = {}
+
+    def rounder(linear: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
+        value, bits = linear.node.inputs[1], plans[site_of[linear].name].bits
+        assert value is not None
+        result = shared.pop((value, bits), None) or quantize_weight(
+            weight,
+            recipe.group_size,
+            bits=bits,
+            method=method,
+            signed=recipe.scales == "signed",
+            scale_dtype=dtype.numpy(),
+        )
+        if len(value.uses()) > 1:
+            shared[value, bits] = result
+        return result
+
+    return rounder
 
 
 def _hessian(plan: SitePlan, moments: Moments) -> np.ndarray:

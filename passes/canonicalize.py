@@ -89,12 +89,12 @@ class _Rewriting:
         assert weight is not None
         turned, alpha = _is_turned(linear, linear.place), node.attributes.get_float("alpha", 1.0)
         node.replace_input_with(0, rows)
-        if (linear.place, linear.axes, turned, alpha) == (1, 2, False, 1) and self._is_own(weight, node):
-            return False
         key = (weight, turned, alpha)
         if node in self.inside and key in self.shared:
             node.replace_input_with(1, self.shared[key])
             return True
+        if (linear.place, linear.axes, turned, alpha) == (1, 2, False, 1) and self._is_own(weight, node):
+            return False
         original = float64_of(weight)
 
         def compute() -> np.ndarray:

@@ -166,7 +166,6 @@ def find_sites(graph: ir.Graph, selection: Selection | None = None) -> Found:
             if (place, linear.axes) != (1, 2):
                 linear = dataclasses.replace(linear, rank=_rank(linear, shapes()))
                 reason = _reason_against_form(linear)
-            reason = reason or INSIDE * (node.graph is not graph)
             if not reason:
                 linears.append(linear)
         if reason:

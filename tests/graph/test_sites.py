@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
@@ -136,17 +137,63 @@ def test_products_of_activations_and_operators_of_other_domains_are_not_mentione
     assert found(net) == Found((), ())
 
 
-def test_a_linear_inside_a_body_is_listed_and_left_alone(net: Net) -> None:
-    body = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "inner_w"], ["inner_y"])],
-        "body",
+def branch(name: str, activation: str = "x") -> onnx.GraphProto:
+    """Return a branch that multiplies an activation of the main graph by a weight of its own."""
+    return helper.make_graph(
+        [helper.make_node("MatMul", [activation, f"{name}_w"], [f"{name}_y"], f"{name}_product")],
+        name,
         [],
-        [helper.make_tensor_value_info("inner_y", TensorProto.FLOAT, ["rows", 4])],
-        [helper.make_tensor("inner_w", TensorProto.FLOAT, [4, 4], np.eye(4).reshape(-1))],
+        [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, ["rows", 4])],
+        [helper.make_tensor(f"{name}_w", TensorProto.FLOAT, [4, 4], np.eye(4).reshape(-1))],
     )
+
+
+def test_linears_in_bodies_are_sites_of_their_own_whatever_they_read(net: Net) -> None:
     condition = net.constant(np.array(True))
-    net.output(net.op("If", condition, then_branch=body, else_branch=body))
-    assert {why for _, _, why in found(net).passed_over} == {"inside the body of If, Loop or Scan"}
+    net.output(net.op("If", condition, then_branch=branch("one"), else_branch=branch("two")))
+    net.output(net.op("MatMul", "x", net.normal(4, 4)))
+    sites = found(net).sites
+    assert {(site.name, site.inside, len(site.linears)) for site in sites} == {
+        ("x/one_product", True, 1),
+        ("x/two_product", True, 1),
+        ("x", False, 1),
+    }
+
+
+@pytest.mark.parametrize("behind", ["Softmax", "MatMul"])
+def test_a_head_in_a_branch_is_one_if_nothing_stands_behind_the_if(net: Net, behind: str) -> None:
+    hidden = net.op("Relu", net.op("MatMul", "x", net.normal(4, 4)))
+    condition = net.constant(np.array(True))
+    chosen = net.op("If", condition, then_branch=branch("one", hidden), else_branch=branch("two", hidden))
+    net.output(net.op(behind, chosen, *([net.normal(4, 4)] if behind == "MatMul" else [])))
+    heads = [linear.name for site in found(net, Selection()).sites for linear in site.linears if linear.reason]
+    assert sorted(heads) == (["one_product", "two_product"] if behind == "Softmax" else [net.nodes[-1].name])
+
+
+def test_what_a_loop_repeats_is_no_head(net: Net) -> None:
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["on"], ["going"]),
+            helper.make_node("MatMul", ["state", "w"], ["next"], "step"),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, ["rows", 4]),
+        ],
+        [
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, ["rows", 4]),
+        ],
+        [helper.make_tensor("w", TensorProto.FLOAT, [4, 4], np.eye(4).reshape(-1))],
+    )
+    net.output(net.op("Loop", net.constant(np.array(3)), "", "x", body=body))
+    net.output(net.op("MatMul", "x", net.normal(4, 4)))
+    reasons = {linear.name: linear.reason for site in found(net, Selection()).sites for linear in site.linears}
+    assert reasons.pop("step") == ""
+    assert all("output head" in reason for reason in reasons.values())
+    assert len(reasons) == 1
 
 
 @pytest.mark.parametrize(

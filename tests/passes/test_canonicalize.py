@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from catonnx.graph.sites import Selection, find_sites
 from catonnx.passes.canonicalize import Canonicalize
@@ -164,3 +165,28 @@ def test_the_type_of_a_weight_stays(dtype: ir.DataType) -> None:
     assert weight.dtype == dtype
     assert weight.const_value is not None
     np.testing.assert_array_equal(weight.const_value.numpy(), np.full((4, 5), 0.5, dtype.numpy()))
+
+
+def test_branches_that_share_a_weight_go_on_to_share_it() -> None:
+    def branch(name: str) -> onnx.GraphProto:
+        nodes = [
+            helper.make_node("Gemm", ["x", "w_1"], [f"{name}_h"], f"{name}_turned", transB=1, alpha=0.5),
+            helper.make_node("MatMul", [f"{name}_h", "w_1"], [f"{name}_y"], f"{name}_plain"),
+        ]
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)])
+
+    net = Net(seed=4)
+    net.input("x", [3, 4])
+    assert net.normal(4, 4) == "w_1"
+    condition = net.constant(np.array(True))
+    net.output(net.op("If", condition, then_branch=branch("one"), else_branch=branch("two"), result="y"))
+    model = net.model()
+    assert Canonicalize(HEAD)(model).modified
+    nodes = [node for part in model.graph.subgraphs() for node in part]
+    weights = {str(node.name): node.inputs[1] for node in nodes}
+    assert weights["one_turned"] is weights["two_turned"]
+    assert weights["one_plain"] is weights["two_plain"]
+    assert weights["one_plain"] is not weights["one_turned"]
+    assert len([value for value in model.graph.initializers.values() if value.shape == (4, 4)]) == 2
+    assert not Canonicalize(HEAD)(model).modified, "a second run found something"
+    assert relative_error(run(net.proto(), X)["y"], run(model, X)["y"]) < 1e-6
