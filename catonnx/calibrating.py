@@ -10,7 +10,6 @@ from catonnx.analysis import Opened
 from catonnx.errors import ModelError
 from catonnx.graph import load
 from catonnx.graph.segments import cut
-from catonnx.graph.sites import Site
 from catonnx.math.moments import Moments
 from catonnx.plan import moment_width
 from catonnx.progress import Progress
@@ -50,20 +49,16 @@ def measure_sites(
     opened: Opened, work: Path, feeds: Sequence[Feeds], recipe: Recipe, progress: Progress
 ) -> dict[str, Moments]:
     """Run the model up to its last site and sum up what flows into each; those in bodies are `Moments.unknown`."""
-    requests = {site.name: _request(site, opened, recipe) for site in opened.sites if not site.inside}
-    inside = {
-        site.name: Moments.unknown(site.width, wish.block, wish.rows)
+    rows = KEPT_ROWS if recipe.needs_rows else 0
+    requests = {
+        site.name: MomentRequest(moment_width(site.width, opened.absorptions[site.name], recipe), rows)
         for site in opened.sites
-        if site.inside and (wish := _request(site, opened, recipe))
+        if not site.inside
     }
     stages = cut(opened.model, opened.sites)
     try:
         seen = measure(stages, requests, feeds, scratch=work, provider=recipe.provider, progress=progress)
     except ModelError as error:
         raise error.within(work / load.COPY) from error
-    return seen | inside
-
-
-def _request(site: Site, opened: Opened, recipe: Recipe) -> MomentRequest:
-    width = moment_width(site.width, opened.absorptions[site.name], recipe)
-    return MomentRequest(width, KEPT_ROWS if recipe.needs_rows else 0)
+    # Nothing is fitted to what is assumed, so a diagonal does.
+    return seen | {site.name: Moments.unknown(site.width, 1, rows) for site in opened.sites if site.inside}

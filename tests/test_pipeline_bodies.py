@@ -69,6 +69,20 @@ main (float[rows, 32] x, bool flag) => (float[rows, 8] y) {
 }
 """
 
+CAPTURED = """
+main (float[rows, 32] x, bool flag) => (float[rows, 8] y) {
+    h = MatMul(x, first)
+    k = MatMul(h, own)
+    b = If (flag) <
+        then_branch = then_graph () => (float[rows, 32] t) { t = MatMul(h, shared) },
+        else_branch = else_graph () => (float[rows, 32] t) { t = Sigmoid(h) }
+    >
+    c = Add(b, k)
+    d = Tanh(c)
+    y = MatMul(d, last)
+}
+"""
+
 FUNCTION = """
 main (float[rows, 32] x, bool flag) => (float[rows, 8] y) {
     h = local.layer(x, first)
@@ -144,20 +158,29 @@ def stored(out: Path) -> list[tuple[int, list[int]]]:
     return [(t.data_type, list(t.dims)) for graph in graphs(model.graph) for t in graph.initializer if len(t.dims) > 1]
 
 
-CASES = {"if": (BRANCHES, 5), "loop": (LOOP, 4), "scan": (SCAN, 4), "function": (FUNCTION, 3)}
+# Linears, and sites in bodies.
+CASES = {
+    "if": (BRANCHES, 5, 3),
+    "loop": (LOOP, 4, 2),
+    "scan": (SCAN, 4, 2),
+    "captured": (CAPTURED, 4, 1),
+    "function": (FUNCTION, 3, 0),
+}
 
 
 @pytest.mark.parametrize("inside", ["", "own"])
 @pytest.mark.parametrize("form", ["qdq", "nbits"])
-@pytest.mark.parametrize(("text", "count"), CASES.values(), ids=CASES)
-def test_linears_in_bodies_are_rounded_and_fused(text: str, count: int, form: str, inside: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "count", "bodies"), CASES.values(), ids=CASES)
+def test_linears_in_bodies_are_rounded_and_fused(
+    text: str, count: int, bodies: int, form: str, inside: str, tmp_path: Path
+) -> None:
     model = write(tmp_path / "model.onnx", text, inside)
     report, out, feeds = optimized(model, form=form, transform="scale")
     assert report.left == ()
     assert report.verification["transform_relative_l2"] < 1e-5
     assert report.verification["fused"] == report.verification["linears"] == count
     rows = [row for row in report.sites if INSIDE in row.why]
-    assert len(rows) == count - (3 if text is FUNCTION else 2)
+    assert len(rows) == bodies
     assert all(row.absorbed == row.online == () for row in rows)
     assert len({name for row in report.sites for name in row.linears}) == count
     assert TensorProto.FLOAT not in [kind for kind, shape in stored(out) if shape in ([32, 32], [32, 8])]
@@ -199,8 +222,9 @@ def test_whatever_is_wished_bodies_hold_rounded_weights(wishes: dict[str, Any], 
     assert worst(model, out, feeds) < 0.35
 
 
-def test_scheme_float_changes_nothing_in_bodies(tmp_path: Path) -> None:
-    model = write(tmp_path / "model.onnx", BRANCHES)
+@pytest.mark.parametrize("text", [BRANCHES, CAPTURED], ids=["branches", "captured"])
+def test_scheme_float_changes_nothing_in_bodies(text: str, tmp_path: Path) -> None:
+    model = write(tmp_path / "model.onnx", text)
     report, out, feeds = optimized(model, scheme="float")
     assert report.verification["transform_relative_l2"] < 1e-5
     assert worst(model, out, feeds) < 1e-5
