@@ -65,6 +65,8 @@ def analyse(model: ir.Model, recipe: Recipe) -> Opened:
 
 
 def _trace(site: Site, shapes: Shapes, change_caches: bool) -> Absorption:
+    if site.inside:
+        return Absorption((), 0, np.arange(site.width), reason=INSIDE)
     readers = frozenset(linear.node for linear in site.linears)
     return trace(site.value, site.width, readers, shapes, change_caches=change_caches)
 
@@ -85,11 +87,9 @@ def check_something_to_do(opened: Opened) -> None:
         return
     found = {reason for _, _, reason in opened.left_alone()}
     reasons = "; ".join(sorted(found))
-    merged = "of a merged decoder take the parts, decoder_model.onnx and decoder_with_past_model.onnx; "
     raise NothingToOptimizeError(
         "no linear layer to optimize" + (f": {reasons}" if reasons else ""),
-        hint=merged * (INSIDE in found)
-        + "a linear is a MatMul or Gemm with a constant 2-D weight; `catonnx inspect` lists them",
+        hint="a linear is a MatMul or Gemm with a constant 2-D weight; `catonnx inspect` lists them",
     )
 
 

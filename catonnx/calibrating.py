@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -74,16 +76,19 @@ def measure_sites(
     kept: Kept | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Mapping[str, Moments]:
-    """Run the model up to its last site and sum up what flows into each; see `runtime.calibrate.measure`."""
+    """Run the model up to its last site and sum up what flows into each; those in bodies are `Moments.unknown`.
+
+    See `runtime.calibrate.measure`.
+    """
+    rows = KEPT_ROWS if recipe.needs_rows else 0
     requests = {
-        site.name: MomentRequest(
-            moment_width(site.width, opened.absorptions[site.name], recipe), KEPT_ROWS if recipe.needs_rows else 0
-        )
+        site.name: MomentRequest(moment_width(site.width, opened.absorptions[site.name], recipe), rows)
         for site in opened.sites
+        if not site.inside
     }
     stages = cut(opened.model, opened.sites)
     try:
-        return measure(
+        seen = measure(
             stages,
             requests,
             feeds,
@@ -95,3 +100,6 @@ def measure_sites(
         )
     except ModelError as error:
         raise error.within(work / load.COPY) from error
+    # Nothing is fitted to what is assumed, so a diagonal does.
+    assumed = {site.name: Moments.unknown(site.width, 1, rows) for site in opened.sites if site.inside}
+    return ChainMap(assumed, cast("dict[str, Moments]", seen))  # nobody writes to it

@@ -32,6 +32,7 @@ from catonnx.rewriting import transform, write_rounded
 from catonnx.rounders import Dampings, make_rounder
 from catonnx.runtime.checkpoint import Checkpoint
 from catonnx.runtime.compare import SitePair
+from catonnx.runtime.decoding import can_be_continued
 from catonnx.runtime.feeds import Feeds, graph_inputs
 from catonnx.runtime.running import Unwritten
 from catonnx.runtime.samples import shortened
@@ -89,7 +90,7 @@ def optimize(
             check_weights(opened)
             if plan is not None:
                 check_plan(plan, opened.sites, opened.absorptions)
-                check_form(plan, recipe)
+                check_form(plan, recipe, opened.sites)
         graph_model, linears = opened.model, tuple(linear for site in opened.sites for linear in site.selected)
 
         with clock("calibrate"):
@@ -117,7 +118,9 @@ def optimize(
             Unwritten(load.read(reference), work, reference),
             [shortened(run, VERIFIED_TOKENS, graph_inputs(graph_model)) for run in feeds[:VERIFIED_RUNS]],
             compared,
-            continued=bool(changed_caches),
+            # The branch that continues from a cache is seen in no other way.
+            continued=bool(changed_caches)
+            or (any(site.inside for site in opened.sites) and can_be_continued(graph_model)),
             provider=recipe.provider,
             scratch=work,
             progress=progress,
@@ -240,14 +243,15 @@ def _site_models(opened: Opened, plan: Plan, work: Path) -> tuple[Unwritten, Unw
     """Return the source and the transformed model with the activation that every linear reads as outputs."""
     before = analyse(load.load(work / load.COPY), opened.recipe)
     plans = plan.by_site()
-    dtypes = [site.dtype for site in opened.sites]
-    old_names = [site.name for site in before.sites]
-    new_values = [site.linears[0].node.inputs[0] for site in opened.sites]
+    sites = [site for site in opened.sites if not site.inside]  # the others are no values of the main graph
+    dtypes = [site.dtype for site in sites]
+    old_names = [site.name for site in before.sites if not site.inside]
+    new_values = [site.linears[0].node.inputs[0] for site in sites]
     new_names = [str(value.name) for value in new_values if value is not None]
     old = with_outputs(before.model, dict(zip(old_names, dtypes, strict=True)))
     new = with_outputs(opened.model, dict(zip(new_names, dtypes, strict=True)))
     pairs = [
         SitePair(site.name, old, new, plans[site.name].transform(site.width).apply)
-        for site, old, new in zip(opened.sites, old_names, new_names, strict=True)
+        for site, old, new in zip(sites, old_names, new_names, strict=True)
     ]
     return Unwritten(old, work), Unwritten(new, work), pairs

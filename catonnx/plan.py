@@ -15,7 +15,7 @@ from catonnx.budget import affordable
 from catonnx.errors import CalibrationError, UsageError
 from catonnx.fitting import fit_factors
 from catonnx.graph.absorb import Absorption
-from catonnx.graph.sites import Site
+from catonnx.graph.sites import INSIDE, Site
 from catonnx.kept import Kept
 from catonnx.learning import learned
 from catonnx.math.factors import Blocks, Factor, FactorKind, Hadamard, Kronecker, Permutation, Scale
@@ -30,6 +30,10 @@ WIDEST_FREE_BLOCK = 128
 
 _BLOCKED = ("cat", "wush")
 """Transforms that are fitted in blocks."""
+
+_UNSEEN = f"{INSIDE}, where no calibration data reaches it: rounded in its own basis"
+"""What is said of a site in a body. A Hadamard matrix needs no data but does harm to weights alone: on tiny Whisper and
+T5 decoders with outlier channels it lowered the SQNR of the logits from 9.5 to 0.1 dB, and from 15 to 3."""
 
 
 def block_width(width: int, absorption: Absorption, recipe: Recipe) -> int:
@@ -100,7 +104,7 @@ def make_plan(
 
     def outline(wish: Recipe, site: Site) -> SitePlan:
         factors, notes = _factors(wish, site, absorptions[site.name], moments.get(site.name), fit)
-        grid, note = open_grid(wish, site.width)
+        grid, note = open_grid(wish, site.width) if not site.inside else (None, "")
         placed = _place(wish, site, absorptions[site.name], factors, [*notes, *([note] if note else [])])
         return dataclasses.replace(placed, grid=grid)
 
@@ -127,7 +131,7 @@ def _finished(
 ) -> SitePlan:
     """Train what is to be trained, and find the range of the activation."""
     trained = False
-    if recipe.learns:
+    if recipe.learns and not site.inside:
         assert moments is not None
         factors, grid, note = learned(recipe, site, absorption, moments, weights_of(site), plan.factors, plan.grid)
         trained = grid != plan.grid
@@ -147,6 +151,8 @@ def _factors(
     moments: Moments | None,
     fit: Callable[[Recipe, Site, int], list[Factor]],
 ) -> tuple[list[Factor], list[str]]:
+    if site.inside:
+        return [], [_UNSEEN + ", and its activation stays in float" * (recipe.activation_bits is not None)]
     notes: list[str] = []
     block = block_width(site.width, absorption, recipe)
     if recipe.block_size is not None and recipe.transform in _BLOCKED and block != min(recipe.block_size, site.width):
@@ -209,15 +215,20 @@ def _alike(rows: np.ndarray, ties: np.ndarray) -> bool:
     return np.allclose(rows, rows[first[numbers]], rtol=1e-9, atol=0)
 
 
-def check_form(plan: Plan, recipe: Recipe) -> None:
+def check_form(plan: Plan, recipe: Recipe, sites: Sequence[Site]) -> None:
     """Refuse a plan whose activations the recipe's form cannot write, or leaves as they are.
+
+    Args:
+        plan: Checked by `check_plan`.
+        recipe: What was asked for.
+        sites: The sites of the plan; activations in bodies stay in float.
 
     Raises:
         UsageError: naming the site.
     """
-    rounds = recipe.activation_bits is not None
+    inside = {site.name for site in sites if site.inside}
     for item in plan.sites:
-        grid = item.grid
+        grid, rounds = item.grid, recipe.activation_bits is not None and item.site not in inside
         if rounds and grid is None:
             what = "leaves an activation in float"
         elif not rounds and grid is not None:
@@ -250,6 +261,8 @@ def check_plan(plan: Plan, sites: Sequence[Site], absorptions: Mapping[str, Abso
         )
     for site in sites:
         item = plans[site.name]
+        if site.inside and item.factors:
+            raise UsageError(f"the plan changes a basis {INSIDE}", where=f"site {site.name}")
         if any(factor.width != site.width for factor in item.factors):
             raise UsageError(f"the plan is for another width than {site.width}", where=f"site {site.name}")
         if item.grid is not None and item.grid.group_size is not None and site.width % item.grid.group_size:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
 from catonnx.analysis import Opened
 from catonnx.graph.save import Spill, held
 from catonnx.passes.absorb import Absorb, AbsorbedTransform
+from catonnx.passes.add_as_sum import AddAsSum
 from catonnx.passes.clamp_as_max import ClampAsMax
 from catonnx.passes.insert import Insert, OnlineTransform
 from catonnx.passes.integer_products import IntegerProducts
@@ -46,17 +48,21 @@ def write_rounded(
         spill: Takes codes and scales out of memory.
     """
     recipe, plans = opened.recipe, plan.by_site()
-    linears = tuple(linear for site in opened.sites for linear in site.selected)
+    # An integer product needs its activation rounded, and in bodies activations stay in float.
+    integer = recipe.form == "integer"
+    weights_only = [site for site in opened.sites if site.inside or not integer]
+    linears = tuple(linear for site in weights_only for linear in site.selected)
     grids = tuple((site, grid) for site in opened.sites if (grid := plans[site.name].grid) is not None)
-    if recipe.form == "integer":
+    if integer:
         IntegerProducts(grids, rounder, recipe.provider, observe, spill, progress)(opened.model)
-    else:
-        level = recipe.kernel_level
-        QuantizeWeights(linears, rounder, recipe.form, level, observe, spill, progress)(opened.model)
+    form: Literal["qdq", "nbits"] = "nbits" if recipe.form == "nbits" else "qdq"
+    QuantizeWeights(linears, rounder, form, recipe.kernel_level, observe, spill, progress)(opened.model)
     if shifts:
         ShiftOutputs(shifts)(opened.model)
     if recipe.form == "qdq":
         QuantizeActivations(grids)(opened.model)
+    if form == "qdq":
+        AddAsSum(linears)(opened.model)
         ClampAsMax(linears)(opened.model)
 
 

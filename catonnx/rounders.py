@@ -78,14 +78,17 @@ def make_rounder(
     for site in opened.sites:
         damped.recall(site.name)
     site_of = {linear: site for site in opened.sites for linear in site.selected}
+    alone = _alone(site_of, plans, recipe)
     if recipe.rounding == "sequential":
         assert scratch is not None
-        return _sequential(opened, plans, recipe, feeds, scratch, damped, kept, checkpoint, progress)
+        return _sequential(opened, plans, recipe, feeds, scratch, damped, kept, checkpoint, alone, progress)
     if recipe.rounding == "gptq":
         latest: dict[str, Curvature] = {}
 
         def compensating(linear: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
             site = site_of[linear]
+            if site.inside:
+                return alone(linear, weight, dtype)
             if site.name not in latest:
                 latest.clear()
                 hessian = _hessian(plans[site.name], moments[site.name])
@@ -93,19 +96,7 @@ def make_rounder(
             return _compensated(weight, latest[site.name], plans[site.name], recipe, dtype)
 
         return _remembering(compensating, kept)
-    method: Method = "nearest" if recipe.rounding == "nearest" else "mse"
-
-    def by_itself(linear: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
-        return quantize_weight(
-            weight,
-            recipe.group_size,
-            bits=plans[site_of[linear].name].bits,
-            method=method,
-            signed=recipe.scales == "signed",
-            scale_dtype=dtype.numpy(),
-        )
-
-    return _remembering(by_itself, kept)
+    return _remembering(alone, kept)
 
 
 def _remembering(rounder: Rounder, kept: Kept) -> Rounder:
@@ -135,6 +126,29 @@ class _Damped:
     def recall(self, site: str) -> None:
         if arrays := self._kept.get("damping", site):
             self._dampings[site] = float(arrays["damping"])
+
+
+def _alone(site_of: Mapping[Linear, Site], plans: Mapping[str, SitePlan], recipe: Recipe) -> Rounder:
+    """Return what rounds each weight by itself, and one that bodies share only once."""
+    method: Method = "nearest" if recipe.rounding == "nearest" else "mse"
+    shared: dict[tuple[ir.Value, int], QuantizedWeight] = {}
+
+    def rounder(linear: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
+        value, bits = linear.node.inputs[1], plans[site_of[linear].name].bits
+        assert value is not None
+        result = shared.pop((value, bits), None) or quantize_weight(
+            weight,
+            recipe.group_size,
+            bits=bits,
+            method=method,
+            signed=recipe.scales == "signed",
+            scale_dtype=dtype.numpy(),
+        )
+        if len(value.uses()) > 1:
+            shared[value, bits] = result
+        return result
+
+    return rounder
 
 
 def _hessian(plan: SitePlan, moments: Moments) -> np.ndarray:
@@ -189,6 +203,7 @@ def _sequential(
     damped: _Damped,
     kept: Kept,
     checkpoint: Checkpoint | None,
+    alone: Rounder,
     progress: Progress,
 ) -> Rounder:
     def remembered(linear: Linear) -> QuantizedWeight | None:
@@ -223,12 +238,7 @@ def _sequential(
         progress=lambda _, done, total: progress("rounding site by site", done, total),
     )
 
-    def rounded(linear: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:  # noqa: ARG001
-        result = remembered(linear)
-        assert result is not None
-        return result
-
-    return rounded
+    return _remembering(alone, kept)  # no stage has a linear inside a body
 
 
 def _products(

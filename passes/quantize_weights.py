@@ -2,10 +2,15 @@
 
     qdq      MatMul(x, W)  ->  MatMul(x, DequantizeLinear(W_int4 [K, N], scale [K / group, N], axis=0, block_size))
     nbits    MatMul(x, W)  ->  com.microsoft.MatMulNBits(x, W_uint4 [N, K / group, group / 2], scale [N * K / group])
+    bodies   qdq with DequantizeLinear(Transpose(W_int4 [N, K]), Transpose(scale), ...)
 
 Weights of 8 bits are int8 [K, N], or uint8 [N, K / group, group]; ONNX Runtime fuses the former to MatMulNBits as well.
 The zero point is left out: the scale carries the sign, so -8 to 7 is used whole. Each MatMul has a DequantizeLinear of
 its own, because ONNX Runtime does not fuse a shared one.
+
+Codes and scales lie in the main graph, once for all linears in bodies of If, Loop and Scan whose rounded weight is one
+object. ONNX Runtime 1.31 refuses to load a DequantizeLinear in a body that reads them from there and feeds a MatMul; it
+folds the Transpose between them, so that they lie in the body before it looks, and fuses the two as anywhere else.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from catonnx.errors import ModelError
+from catonnx.graph.bodies import remove_unused_initializers
 from catonnx.graph.constants import constant_shape, constant_type
 from catonnx.graph.edits import Names, add_constant, dequantizer, float64_of
 from catonnx.graph.save import Spill, held
@@ -62,15 +68,42 @@ class QuantizeWeights(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Round and rewrite every linear."""
         names = Names(model.graph)
+        kept: dict[ir.Value, _Stored] = {}
         for index, linear in enumerate(self.linears):
-            rounded = rounded_weight(linear, self.rounder, constant_type(linear.node.inputs[1]), self.observe)
+            weight = linear.node.inputs[1]
+            assert weight is not None
+            rounded = rounded_weight(linear, self.rounder, constant_type(weight), self.observe)
+            stored = kept.pop(weight, None)
+            if stored is None or not _alike(stored.rounded, rounded):
+                write = _stored_qdq if self.form == "qdq" else _stored_nbits
+                stored = write(model.graph, names, linear, rounded, self.spill)
             if self.form == "qdq":
-                _write_qdq(model.graph, names, linear, rounded, self.spill)
+                _write_qdq(names, linear, stored)
             else:
-                _write_nbits(model.graph, names, linear, rounded, self.accuracy_level, self.spill)
+                _write_nbits(model.graph, names, linear, stored, self.accuracy_level)
+            if weight.uses():
+                kept[weight] = stored
             self.progress("rounding weights", index + 1, len(self.linears))
         RemoveUnusedNodesPass()(model)
+        remove_unused_initializers(model.graph)
         return ir.passes.PassResult(model, bool(self.linears))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Stored:
+    """A rounded weight as it lies in the main graph.
+
+    Attributes:
+        rounded: The numbers.
+        codes: As the form wants them; [N, K] in form qdq if the linear stands in a body.
+        scale: Likewise.
+        turned: Whether they are transposed.
+    """
+
+    rounded: QuantizedWeight
+    codes: ir.Value
+    scale: ir.Value
+    turned: bool = False
 
 
 def rounded_weight(linear: Linear, rounder: Rounder, dtype: ir.DataType, observe: Observer | None) -> QuantizedWeight:
@@ -93,45 +126,67 @@ def rounded_weight(linear: Linear, rounder: Rounder, dtype: ir.DataType, observe
     return rounded
 
 
-def _write_qdq(graph: ir.Graph, names: Names, linear: Linear, rounded: QuantizedWeight, spill: Spill) -> None:
-    node, group = linear.node, rounded.group_size
-    weight = node.inputs[1]
+def _alike(one: QuantizedWeight, other: QuantizedWeight) -> bool:
+    return one.bits == other.bits and all(
+        np.array_equal(a, b) for a, b in ((one.codes, other.codes), (one.scales, other.scales))
+    )
+
+
+def _stored_qdq(graph: ir.Graph, names: Names, linear: Linear, rounded: QuantizedWeight, spill: Spill) -> _Stored:
+    weight = linear.node.inputs[1]
     assert weight is not None
-    dtype = constant_type(weight)
-    codes = add_constant(graph, names, f"{weight.name}_int{rounded.bits}", spill(codes_tensor(rounded)))
-    scales = rounded.scales.reshape(-1) if group is None else rounded.scales
-    scale = add_constant(graph, names, f"{weight.name}_scale", spill(ir.Tensor(scales, dtype=dtype)))
+    dtype, turned = constant_type(weight), linear.node.graph is not graph
+    scales = rounded.scales.reshape(-1) if rounded.group_size is None else rounded.scales
+    if turned:
+        scales = np.ascontiguousarray(scales.T)
+    tensors = spill(codes_tensor(rounded, turned=turned)), spill(ir.Tensor(scales, dtype=dtype))
+    codes = add_constant(graph, names, f"{weight.name}_int{rounded.bits}", tensors[0])
+    scale = add_constant(graph, names, f"{weight.name}_scale", tensors[1])
+    return _Stored(rounded, codes, scale, turned)
+
+
+def _write_qdq(names: Names, linear: Linear, stored: _Stored) -> None:
+    node, group = linear.node, stored.rounded.group_size
+    weight, home = node.inputs[1], node.graph
+    assert weight is not None
+    assert home is not None
+    inputs = [stored.codes, stored.scale]
+    if stored.turned:
+        for index, value in enumerate(inputs):
+            name = names.new(f"{value.name}_kn")
+            shape = None if value.shape is None else ir.Shape(reversed(list(value.shape)))
+            inputs[index] = ir.Value(name=name, type=value.type, shape=shape)
+            home.insert_before(node, ir.node("Transpose", [value], outputs=[inputs[index]], name=names.new(name)))
     attributes = {"axis": 1} if group is None else {"axis": 0, "block_size": group}
     output = ir.Value(
         name=names.new(f"{weight.name}_dequantized"),
-        type=ir.TensorType(dtype),
+        type=ir.TensorType(constant_type(weight)),
         shape=ir.Shape((linear.inputs, linear.outputs)),
     )
     dequantize = ir.node(
         "DequantizeLinear",
-        [codes, scale],
+        inputs,
         attributes=attributes,
         outputs=[output],
         name=names.new(dequantizer(linear.name)),
     )
-    graph.insert_before(node, dequantize)
+    home.insert_before(node, dequantize)
     node.replace_input_with(1, output)
 
 
-def _write_nbits(
-    graph: ir.Graph, names: Names, linear: Linear, rounded: QuantizedWeight, accuracy_level: int, spill: Spill
-) -> None:
-    node = linear.node
-    weight = node.inputs[1]
+def _stored_nbits(graph: ir.Graph, names: Names, linear: Linear, rounded: QuantizedWeight, spill: Spill) -> _Stored:
+    weight = linear.node.inputs[1]
     assert weight is not None
-    dtype = constant_type(weight)
-    block = rounded.group_size or _BLOCK_OF_CHANNEL
-    codes, scales = nbits_arrays(rounded, block)
-    inputs = [
-        node.inputs[0],
-        add_constant(graph, names, f"{weight.name}_uint{rounded.bits}", spill(ir.Tensor(codes))),
-        add_constant(graph, names, f"{weight.name}_scale", spill(ir.Tensor(scales, dtype=dtype))),
-    ]
+    arrays = nbits_arrays(rounded, rounded.group_size or _BLOCK_OF_CHANNEL)
+    tensors = spill(ir.Tensor(arrays[0])), spill(ir.Tensor(arrays[1], dtype=constant_type(weight)))
+    codes = add_constant(graph, names, f"{weight.name}_uint{rounded.bits}", tensors[0])
+    scale = add_constant(graph, names, f"{weight.name}_scale", tensors[1])
+    return _Stored(rounded, codes, scale)
+
+
+def _write_nbits(graph: ir.Graph, names: Names, linear: Linear, stored: _Stored, accuracy_level: int) -> None:
+    node = linear.node
+    inputs = [node.inputs[0], stored.codes, stored.scale]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     own_bias = constant_shape(bias) == (linear.outputs,)
     if own_bias:
@@ -139,8 +194,8 @@ def _write_nbits(
     attributes = {
         "K": linear.inputs,
         "N": linear.outputs,
-        "bits": rounded.bits,
-        "block_size": block,
+        "bits": stored.rounded.bits,
+        "block_size": stored.rounded.group_size or _BLOCK_OF_CHANNEL,
         "accuracy_level": accuracy_level,
     }
     product = ir.Node(
@@ -153,7 +208,8 @@ def _write_nbits(
     )
     added = [] if bias is None or own_bias else added_bias(graph, names, node, product, bias)
     new = [product, *added]
-    ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
+    assert node.graph is not None
+    ir.convenience.replace_nodes_and_values(node.graph, node, [node], new, node.outputs, new[-1].outputs)
     graph.opset_imports.setdefault("com.microsoft", 1)
 
 

@@ -31,8 +31,8 @@ def cut(model: ir.Model, sites: Sequence[Site]) -> tuple[Stage, ...]:
 
     Args:
         model: Sorted; it stays as it is, and must not change while the stages are in use.
-        sites: Sites of it, in graph order; those without a selected linear are passed over. Their linears may read
-            another value than `Site.value` by now, but all selected linears of a site the same one.
+        sites: Sites of it, in graph order; those in bodies or without a selected linear are passed over. Their linears
+            may read another value than `Site.value` by now, but all selected linears of a site the same one.
 
     Returns:
         Stage 0, then one stage for each group of sites; the last has nothing to run. Empty if there is no site.
@@ -40,7 +40,7 @@ def cut(model: ir.Model, sites: Sequence[Site]) -> tuple[Stage, ...]:
     Raises:
         ValueError: if the selected linears of a site read different values.
     """
-    chosen = {_read_by(site): site for site in sites if site.selected}
+    chosen = {_read_by(site): site for site in sites if site.selected and not site.inside}
     return _Schedule(model, chosen).stages() if chosen else ()
 
 

@@ -27,7 +27,7 @@ _SAME = frozenset(
 )
 _BROADCAST = frozenset(
     "Add And BitwiseAnd Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow PRelu "
-    "Sub Where".split()
+    "Sub Sum Where".split()
 )
 _REDUCE = frozenset("ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL2 ReduceSumSquare".split())
 

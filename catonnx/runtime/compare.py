@@ -110,6 +110,8 @@ def first_difference(
     Raises:
         CalibrationError, VerificationError, ModelError, OutputError: as `compare_models`.
     """
+    if not pairs:  # all that was changed lies in bodies
+        return None
     with Spool(scratch) as spool:
         names = [pair.reference for pair in pairs]
         with opened(reference, provider=provider, config=reference_config) as model:
