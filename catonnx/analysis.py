@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from catonnx.errors import ModelError, NothingToOptimizeError
-from catonnx.graph.absorb import Absorption, trace
+from catonnx.graph.absorb import Absorption
 from catonnx.graph.edits import float64_of
 from catonnx.graph.shapes import Shapes
+from catonnx.graph.sharing import trace_sites
 from catonnx.graph.sites import INSIDE, Found, Linear, Selection, Site, find_sites
 from catonnx.passes.canonicalize import Canonicalize
 from catonnx.recipe import Recipe
@@ -59,13 +60,8 @@ def analyse(model: ir.Model, recipe: Recipe) -> Opened:
     shapes = Shapes(model.graph)
     # A cache in another basis must be proven to fit the model that wrote it; where it cannot, it stays as it is.
     change_caches = recipe.caches == "transformed" and can_be_continued(model)
-    absorptions = {site.name: _trace(site, shapes, change_caches) for site in sites}
+    absorptions = trace_sites(found.sites, shapes, change_caches=change_caches)
     return Opened(model, found, sites, absorptions, recipe)
-
-
-def _trace(site: Site, shapes: Shapes, change_caches: bool) -> Absorption:
-    readers = frozenset(linear.node for linear in site.linears)
-    return trace(site.value, site.width, readers, shapes, change_caches=change_caches)
 
 
 def check_something_to_do(opened: Opened) -> None:

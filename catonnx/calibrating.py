@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -57,6 +57,17 @@ def measure_sites(
     }
     stages = cut(opened.model, opened.sites)
     try:
-        return measure(stages, requests, feeds, scratch=work, provider=recipe.provider, progress=progress)
+        measured = measure(stages, requests, feeds, scratch=work, provider=recipe.provider, progress=progress)
     except ModelError as error:
         raise error.within(work / load.COPY) from error
+    return {name: _borrowed(name, opened, measured) for name in measured}
+
+
+def _borrowed(name: str, opened: Opened, measured: Mapping[str, Moments]) -> Moments:
+    """Return the moments of a site; if no text reached it, those of its peers: other rows of one value."""
+    own, peers = measured[name], opened.absorptions[name].peers
+    if not own.assumed or not peers:
+        return own
+    pooled = Moments.pooled([measured[site.name] for site in peers])
+    pooled.assumed = True
+    return pooled

@@ -32,12 +32,14 @@ class AbsorbedTransform:
         writers: Take every factor.
         factors: In order; the permutations among them need `permutable`.
         permutable: Where permutations go besides: the other branch of a gate takes nothing else.
+        others: Further sites that read rows of the changed value, whose linears undo the factors too.
     """
 
     site: Site
     writers: tuple[Writer, ...]
     factors: tuple[Factor, ...]
     permutable: Permutable | None = None
+    others: tuple[Site, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Absorb(ir.passes.InPlacePass):
         for item in self.transforms:
             for writer, factors in _writes(item):
                 _fold_writer(model.graph, names, writer, Transform(factors))
-            undo_in_readers(model.graph, names, item.site, Transform(item.factors))
+            for site in (item.site, *item.others):
+                undo_in_readers(model.graph, names, site, Transform(item.factors))
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, bool(self.transforms))
 
@@ -121,10 +124,11 @@ def undo_in_readers(graph: ir.Graph, names: Names, site: Site, transform: Transf
     for linear in site.linears:
         weight = linear.node.inputs[1]
         assert weight is not None
-        compute = _solved(float64_of(weight), transform)
-        shape = (linear.inputs, linear.outputs)
+        turned = bool(linear.node.attributes.get_int("transB", 0))  # canonical are only sites with a selected linear
+        compute = _solved(float64_of(weight), transform, turned)
+        shape = (linear.outputs, linear.inputs) if turned else (linear.inputs, linear.outputs)
         set_folded(graph, names, linear.node, 1, compute, shape, constant_type(weight), f"{weight.name}_cat")
 
 
-def _solved(original: Compute, transform: Transform) -> Compute:
-    return lambda: transform.solve(original())
+def _solved(original: Compute, transform: Transform, turned: bool) -> Compute:
+    return lambda: transform.solve(original().T).T if turned else transform.solve(original())

@@ -23,7 +23,7 @@ ABSORBED: dict[str, dict[str, int]] = {
     "tiny-mistral": {"scale": 6, "blocks 16 + hadamard 16": 2},
     "tiny-qwen2": {"scale": 6, "blocks 16": 2},
     "tiny-qwen3": {"scale": 6, "blocks 16": 2},
-    "tiny-qwen3-moe": {"scale": 10, "blocks 16": 2, "": 10},
+    "tiny-qwen3-moe": {"scale": 18, "blocks 16": 2},
     "tiny-phi3": {"scale": 6, "blocks 24": 2},
     "tiny-gemma2": {"scale": 6, "blocks 16": 2},
     "tiny-gemma3": {"scale": 6, "blocks 32 + hadamard 32": 2},

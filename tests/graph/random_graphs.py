@@ -91,7 +91,7 @@ def _site(graph: RandomGraph, flow: Flow) -> Flow:
     """One to three linears that read the value; sometimes two of them share a weight."""
     net, choose = graph.net, graph.choose
     width = choose.choice(WIDTHS)
-    readers = [linear(graph, flow, width) for _ in range(choose.choice((1, 1, 2, 3)))]
+    readers = [linear(graph, _other_rows(graph, flow), width) for _ in range(choose.choice((1, 1, 2, 3)))]
     if choose.random() < 0.1:
         shared = net.normal(flow.width, width)
         readers += [Flow(net.op("MatMul", flow.value, shared), width) for _ in range(2)]
@@ -99,6 +99,24 @@ def _site(graph: RandomGraph, flow: Flow) -> Flow:
     for other in readers[1:]:
         result = Flow(net.op("Add", result.value, other.value), width)
     return result
+
+
+def _other_rows(graph: RandomGraph, flow: Flow) -> Flow:
+    """The value itself or, now and then, its rows in another order, as the experts of a mixture read them."""
+    net, turned = graph.net, [[1], [0]]
+    match graph.choose.randrange(12):
+        case 0:
+            value = net.op("Gather", flow.value, net.constant([1, 0]), axis=0)
+        case 1:
+            value = net.op("GatherND", flow.value, net.constant(np.array(turned)))
+        case 2:
+            rows = net.op("Reshape", flow.value, net.constant([-1, flow.width]))
+            return Flow(split_axes(graph, rows, flow.value, [flow.width]), flow.width)
+        case 3:
+            value = net.op("Squeeze", net.op("Unsqueeze", flow.value, net.constant([0])), net.constant([0]))
+        case _:
+            return flow
+    return _watched(graph, Flow(value, flow.width))
 
 
 def spelled(graph: RandomGraph, array: np.ndarray) -> str:
