@@ -99,7 +99,7 @@ def _fold_writer(graph: ir.Graph, names: Names, writer: Writer, transform: Trans
     value = writer.node.inputs[writer.index]
     assert value is not None
     original = float64_of(value)
-    chosen = _inverse_scales(transform) if writer.divides else transform
+    chosen = transform if writer.power == 1 else _powered(transform, writer.power)
 
     def compute() -> np.ndarray:
         return fold(writer, original(), chosen.apply)
@@ -110,12 +110,12 @@ def _fold_writer(graph: ir.Graph, names: Names, writer: Writer, transform: Trans
     set_folded(graph, names, writer.node, writer.index, compute, shape, constant_type(value), f"{value.name}_cat")
 
 
-def _inverse_scales(transform: Transform) -> Transform:
-    """What a divisor takes up: x / c scaled by s is x / (c / s), but permuted it is x' / c'."""
+def _powered(transform: Transform, power: float) -> Transform:
+    """What a divisor takes up: x / c scaled by s is x / (c / s), but permuted it is x' / c'. Squares ask for a root."""
     factors: list[Factor] = []
     for factor in transform.factors:
-        assert isinstance(factor, Scale | Permutation), "only scalings and permutations pass a division"
-        factors.append(Scale(1 / factor.vector) if isinstance(factor, Scale) else factor)
+        assert isinstance(factor, Scale | Permutation), "only scalings and permutations pass a division or a power"
+        factors.append(Scale(factor.vector**power) if isinstance(factor, Scale) else factor)
     return Transform(tuple(factors))
 
 
