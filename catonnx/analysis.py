@@ -16,6 +16,7 @@ from catonnx.graph.sharing import trace_sites
 from catonnx.graph.sites import INSIDE, Found, Linear, Selection, Site, find_sites
 from catonnx.passes.canonicalize import Canonicalize
 from catonnx.passes.unfuse import Unfuse
+from catonnx.passes.unstack import Unstack
 from catonnx.recipe import Recipe
 from catonnx.runtime.decoding import can_be_continued
 
@@ -56,6 +57,7 @@ def analyse(model: ir.Model, recipe: Recipe) -> Opened:
     """
     selection = Selection(recipe.include, recipe.exclude, recipe.lm_head)
     Unfuse(selection)(model)
+    Unstack(selection)(model)
     Canonicalize(selection)(model)
     found = find_sites(model.graph, selection)
     sites = tuple(site for site in found.sites if site.selected)

@@ -171,6 +171,7 @@ RECIPES: dict[str, Recipe] = {
     "tiny-qwen2-moe": Recipe(
         partial(_script, "tiny_experts.qwen2_moe"), "2 Qwen2 layers of 4 experts and a shared one"
     ),
+    "tiny-gpt-oss": Recipe(partial(_causal, "tiny_experts.gpt_oss"), "2 GPT-OSS layers: 4 experts in one tensor"),
     "tiny-mixtral": Recipe(partial(_script, "tiny_experts.mixtral"), "2 Mixtral layers of 4 experts"),
     "tiny-phi3": Recipe(partial(_causal, "tiny_decoders.phi3"), "2 Phi-3 layers: q/k/v in one, gate and up in one"),
     "tiny-gemma2": Recipe(partial(_causal, "tiny_decoders.gemma2"), "2 Gemma 2 layers: norms of 1 + weight, caps"),

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     Qwen2MoeConfig,
@@ -94,6 +96,30 @@ def mixtral() -> MixtralForCausalLM:
         plant_attention(layer.input_layernorm, layer.self_attn, generator)
         sides = [(expert.w1, expert.w3, expert.w2) for expert in mixture.experts]
         _plant_experts(layer.post_attention_layernorm, [mixture.gate], sides, generator)
+    return model
+
+
+def gpt_oss() -> GptOssForCausalLM:
+    """Every row through every expert, their weights stacked in one tensor; attention with sinks."""
+    config = GptOssConfig(
+        **LLAMA_LIKE,
+        hidden_size=WIDTH,
+        intermediate_size=INSIDE,
+        num_local_experts=EXPERTS,
+        num_experts_per_tok=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        initializer_range=spread(WIDTH),
+    )
+    model, generator = random_model(GptOssForCausalLM, config)
+    correlate(model.model.embed_tokens, generator)
+    for layer in model.model.layers:
+        plant_attention(layer.input_layernorm, layer.self_attn, generator)
+        vector = factors(WIDTH, generator)
+        plant(layer.post_attention_layernorm, [layer.mlp.router], vector)
+        with torch.no_grad():
+            layer.mlp.experts.gate_up_proj.div_(vector[:, None])  # [experts, width, 2 * inside]
     return model
 
 

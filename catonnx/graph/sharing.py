@@ -116,7 +116,7 @@ def _keeps_channels(node: ir.Node, shapes: Shapes) -> bool:
         return False
     last, axis = len(before) - 1, node.attributes.get_int("axis", 0) % len(before)
     match node.op_type:
-        case "Identity" | "Dropout" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Expand":
+        case "Identity" | "Dropout" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Expand" | "Tile":
             return True  # row-major order: a last axis as long as before is the same axis
         case "Cast":
             return ir.DataType(node.attributes["to"].as_int()) in FLOATS

@@ -36,6 +36,7 @@ ROWS: dict[str, Build] = {
     "with one axis less": lambda n, v: n.op("Squeeze", n.op("Unsqueeze", v, n.constant([0])), n.constant([0])),
     "turned": lambda n, v: n.op("Transpose", v, perm=[1, 0, 2]),
     "repeated": lambda n, v: n.op("Expand", v, n.constant([4, 1, 1, 1])),
+    "repeated behind each other": lambda n, v: n.op("Tile", v, n.constant([2, 1, 1])),
     "as they are": lambda n, v: n.op("Dropout", n.op("Identity", v)),
     "in another type": lambda n, v: n.op("Cast", n.op("Cast", v, to=TensorProto.DOUBLE), to=TensorProto.FLOAT),
 }
