@@ -9,12 +9,15 @@ import numpy as np
 import onnx_ir as ir
 
 from catonnx.errors import ModelError, NothingToOptimizeError, UsageError
-from catonnx.graph.absorb import Absorption, trace
+from catonnx.graph.absorb import Absorption
 from catonnx.graph.constants import tensor_array
 from catonnx.graph.edits import float64_of
 from catonnx.graph.shapes import Shapes
-from catonnx.graph.sites import INSIDE, Found, Linear, Selection, Site, find_sites
+from catonnx.graph.sharing import trace_sites
+from catonnx.graph.sites import Found, Linear, Selection, Site, find_sites
 from catonnx.passes.canonicalize import Canonicalize
+from catonnx.passes.unfuse import Unfuse
+from catonnx.passes.unstack import Unstack
 from catonnx.recipe import Recipe
 from catonnx.runtime.decoding import can_be_continued
 
@@ -54,21 +57,16 @@ def analyse(model: ir.Model, recipe: Recipe) -> Opened:
         recipe: Which linears are wanted.
     """
     selection = Selection(recipe.include, recipe.exclude, recipe.lm_head)
+    Unfuse(selection)(model)
+    Unstack(selection)(model)
     Canonicalize(selection)(model)
     found = find_sites(model.graph, selection)
     sites = tuple(site for site in found.sites if site.selected)
     shapes = Shapes(model.graph)
     # A cache in another basis must be proven to fit the model that wrote it; where it cannot, it stays as it is.
     change_caches = recipe.caches == "transformed" and can_be_continued(model)
-    absorptions = {site.name: _trace(site, shapes, change_caches) for site in sites}
+    absorptions = trace_sites(found.sites, shapes, change_caches=change_caches)
     return Opened(model, found, sites, absorptions, recipe)
-
-
-def _trace(site: Site, shapes: Shapes, change_caches: bool) -> Absorption:
-    if site.inside:
-        return Absorption((), 0, np.arange(site.width), reason=INSIDE)
-    readers = frozenset(linear.node for linear in site.linears)
-    return trace(site.value, site.width, readers, shapes, change_caches=change_caches)
 
 
 def check_something_to_do(opened: Opened) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -88,7 +86,7 @@ def measure_sites(
     }
     stages = cut(opened.model, opened.sites)
     try:
-        seen = measure(
+        measured = measure(
             stages,
             requests,
             feeds,
@@ -100,6 +98,29 @@ def measure_sites(
         )
     except ModelError as error:
         raise error.within(work / load.COPY) from error
-    # Nothing is fitted to what is assumed, so a diagonal does.
-    assumed = {site.name: Moments.unknown(site.width, 1, rows) for site in opened.sites if site.inside}
-    return ChainMap(assumed, cast("dict[str, Moments]", seen))  # nobody writes to it
+    return _Seen(opened, measured, rows)
+
+
+class _Seen(Mapping[str, Moments]):
+    """Moments of every site, of those too that calibration did not see."""
+
+    def __init__(self, opened: Opened, measured: Mapping[str, Moments], rows: int) -> None:
+        self._opened, self._measured, self._rows = opened, measured, rows
+        self._sites = {site.name: site for site in opened.sites}
+
+    def __getitem__(self, name: str) -> Moments:
+        if self._sites[name].inside:  # nothing is fitted to what is assumed, so a diagonal does
+            return Moments.unknown(self._sites[name].width, 1, self._rows)
+        own, peers = self._measured[name], self._opened.absorptions[name].peers
+        if not own.assumed or not peers:
+            return own
+        # No text reached it: it has those of its peers, other rows of one value.
+        pooled = Moments.pooled([self._measured[site.name] for site in peers])
+        pooled.assumed = True
+        return pooled
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)

@@ -13,17 +13,27 @@ import numpy as np
 
 from catonnx.budget import affordable
 from catonnx.errors import CalibrationError, UsageError
-from catonnx.fitting import fit_factors
+from catonnx.fitting import fit_factors, fit_together
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import INSIDE, Site
 from catonnx.kept import Kept
 from catonnx.learning import learned
-from catonnx.math.factors import Blocks, Factor, FactorKind, Hadamard, Kronecker, Permutation, Scale
+from catonnx.math.factors import (
+    Blocks,
+    Factor,
+    FactorKind,
+    Hadamard,
+    Kronecker,
+    Permutation,
+    Scale,
+    Transform,
+    transform_to_arrays,
+)
 from catonnx.math.hadamard import largest_hadamard_order
 from catonnx.math.moments import Moments
 from catonnx.ranges import open_grid, with_range
 from catonnx.recipe import Recipe
-from catonnx.siteplan import Plan, SitePlan, describe
+from catonnx.siteplan import Plan, SitePlan, describe, online_multiply_adds
 
 WIDEST_FREE_BLOCK = 128
 """Blocks chosen by themselves are no wider than the paper's, even where a wider one could be absorbed."""
@@ -93,13 +103,21 @@ def make_plan(
         CalibrationError: if moments are missing or so ill-conditioned that no damping helps.
     """
     kept = Kept() if kept is None else kept
+    if recipe.learns:  # each site by itself
+        absorptions = {name: _alone(absorption) for name, absorption in absorptions.items()}
     fitted: dict[tuple[str, int], list[Factor]] = {}  # the latest: a Hadamard matrix behind them changes nothing
+    shared: dict[tuple[str, int], list[Factor]] = {}
 
     def fit(wish: Recipe, site: Site, block: int) -> list[Factor]:
+        absorption = absorptions[site.name]
+        if absorption.peers and (absorption.width >= block or (wish.permute and absorption.permutes)):
+            key = absorption.peers[0].name, block
+            if key not in shared:
+                shared[key] = fit_together(wish, absorption.peers, absorption, moments, weights_of, block)
+            return list(shared[key])
         if (site.name, block) not in fitted:
             fitted.clear()
-            absorption, seen = absorptions[site.name], moments.get(site.name)
-            fitted[site.name, block] = fit_factors(wish, site, absorption, seen, weights_of, block)
+            fitted[site.name, block] = fit_factors(wish, site, absorption, moments.get(site.name), weights_of, block)
         return list(fitted[site.name, block])
 
     def outline(wish: Recipe, site: Site) -> SitePlan:
@@ -118,7 +136,21 @@ def make_plan(
         return Plan.from_arrays(arrays).sites[0]
 
     wishes = affordable(recipe, sites, moments, weights_of, outline)
+    for site in sites:
+        # What is shared must be absorbed by all or none: they take the cheapest of their wishes.
+        peers = absorptions[site.name].peers
+        if any(wishes[peer.name] != wishes[site.name] for peer in peers):
+            cheapest = min(peers, key=lambda peer: online_multiply_adds(outline(wishes[peer.name], peer)))
+            wishes |= dict.fromkeys((peer.name for peer in peers), wishes[cheapest.name])
     return Plan(tuple(settled(site) for site in sites))
+
+
+def _alone(absorption: Absorption) -> Absorption:
+    """Return what a site can have absorbed that agrees with no other: nothing, if others undo the same."""
+    if not absorption.peers[1:]:
+        return absorption
+    reason = f"{len(absorption.peers)} sites read rows of one value, and what is learned is learned for each"
+    return Absorption((), 0, absorption.ties, absorption.path, reason=reason)
 
 
 def _finished(
@@ -160,7 +192,8 @@ def _factors(
     if recipe.needs_moments and (moments is None or moments.count == 0):
         raise CalibrationError("no activation was measured", where=f"site {site.name}")
     if moments is not None and moments.assumed:
-        notes.append("calibration did not reach it: its channels are taken as alike")
+        alike = "its rows are taken for the others' of the same value" if absorption.peers else "its channels for alike"
+        notes.append(f"calibration did not reach it: {alike}")
     factors = fit(recipe, site, block)
     order, wanted = hadamard_order(site.width, recipe), recipe.hadamard_width(site.width)
     if _mixes(recipe) and order != wanted:
@@ -275,3 +308,14 @@ def check_plan(plan: Plan, sites: Sequence[Site], absorptions: Mapping[str, Abso
             raise UsageError(
                 f"the plan absorbs a {describe(blocked)} that does not fit here: {reason}", where=f"site {site.name}"
             )
+        first = absorptions[site.name].peers[:1]
+        if first and not _same(item.absorbed, plans[first[0].name].absorbed):
+            raise UsageError(
+                f"the plan absorbs other factors than at {first[0].name}, which reads rows of the same value",
+                where=f"site {site.name}",
+            )
+
+
+def _same(left: Sequence[Factor], right: Sequence[Factor]) -> bool:
+    arrays, others = (transform_to_arrays(Transform(tuple(factors))) if factors else {} for factors in (left, right))
+    return arrays.keys() == others.keys() and all(np.array_equal(array, others[key]) for key, array in arrays.items())

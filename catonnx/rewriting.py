@@ -67,12 +67,14 @@ def write_rounded(
 
 
 def _absorbed(opened: Opened, plan: Plan) -> tuple[AbsorbedTransform, ...]:
-    plans = plan.by_site()
-    return tuple(
-        AbsorbedTransform(site, absorption.writers, plans[site.name].absorbed, absorption.permutable)
-        for site in opened.sites
-        if plans[site.name].absorbed and (absorption := opened.absorptions[site.name])
-    )
+    plans, result = plan.by_site(), []
+    for site in opened.sites:
+        absorption, factors = opened.absorptions[site.name], plans[site.name].absorbed
+        if not factors or absorption.peers[:1] not in ((), (site,)):
+            continue  # what several sites share is written once, for the first of them
+        others = tuple(other for other in absorption.shared if other is not site)
+        result.append(AbsorbedTransform(site, absorption.writers, factors, absorption.permutable, others))
+    return tuple(result)
 
 
 def _online(opened: Opened, plan: Plan) -> tuple[OnlineTransform, ...]:

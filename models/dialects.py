@@ -38,20 +38,22 @@ def calibration(file: Path, text: Path) -> str:
 
 
 def constant_matrices(file: Path) -> int:
-    """Return how many nodes multiply what flows in by a constant matrix, whatever spells the constant."""
+    """Return by how many constant matrices nodes multiply what flows in, whatever spells the constant."""
     return _constant_matrices(onnx.load(file).graph, {})
 
 
-def _constant_matrices(graph: onnx.GraphProto, outer: Mapping[str, int]) -> int:
-    ranks = {**outer, **{tensor.name: len(tensor.dims) for tensor in graph.initializer}}
+def _constant_matrices(graph: onnx.GraphProto, outer: Mapping[str, list[int]]) -> int:
+    shapes = {**outer, **{tensor.name: list(tensor.dims) for tensor in graph.initializer}}
     count = 0
     for node in graph.node:
         if node.op_type == "Constant":
-            ranks[node.output[0]] = len(node.attribute[0].t.dims)
-        elif node.op_type in ("Cast", "Identity", "Transpose") and node.input[0] in ranks:
-            ranks[node.output[0]] = ranks[node.input[0]]
-        count += node.op_type in ("Gemm", "MatMul") and ranks.get(node.input[1]) == 2
-        count += sum(_constant_matrices(body, ranks) for body in _bodies(node))
+            shapes[node.output[0]] = list(node.attribute[0].t.dims)
+        elif node.op_type in ("Cast", "Identity", "Transpose") and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
+        if node.op_type in ("Gemm", "MatMul"):
+            weight = shapes.get(node.input[1], [])
+            count += (1 if len(weight) == 2 else weight[0]) if len(weight) in (2, 3) else 0
+        count += sum(_constant_matrices(body, shapes) for body in _bodies(node))
     return count
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -21,10 +21,13 @@ from catonnx.graph.bodies import holders
 from catonnx.graph.constants import constant_shape, constant_type
 from catonnx.graph.shapes import Shapes
 
-_AFTER_HEAD = frozenset(
-    "Add Cast Clip Div Identity LogSoftmax Mul Reshape Sigmoid Slice Softmax Squeeze Sub Tanh Unsqueeze Flatten".split()
+_ELEMENTWISE = frozenset(
+    "Add Cast Clip Div Flatten Identity LogSoftmax Mul Reshape Sigmoid Slice Softmax Squeeze Sub Tanh Unsqueeze".split()
 )
-"""What may stand between an output head and the graph's output: no norm, no other matrix."""
+"""What may stand behind an output head or a router: no norm, no other matrix."""
+
+_CHOICES = frozenset({"ArgMax", "TopK"})
+"""What tells the largest numbers from the others."""
 
 _ALREADY_QUANTIZED = frozenset(
     {"MatMulNBits", "MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
@@ -154,7 +157,7 @@ def find_sites(graph: ir.Graph, selection: Selection | None = None) -> Found:
 
     Args:
         graph: A sorted graph.
-        selection: Which linears to round; the default is all but the output head.
+        selection: Which linears to round; the default is all but output heads and routers.
     """
     selection = selection or Selection()
     shapes = functools.cache(lambda: Shapes(graph))  # few graphs need them
@@ -174,7 +177,9 @@ def find_sites(graph: ir.Graph, selection: Selection | None = None) -> Found:
         if reason:
             passed_over.append((node.name or "", node.op_type, reason))
     if not selection.head:
-        linears = _leave_heads(linears, inside)
+        linears = _left(linears, lambda node: _leads_only_out(node, inside), "output head; --lm-head includes it")
+    if not selection.include:
+        linears = _left(linears, lambda node: _chooses(node, inside), "router; name it by --include to round it")
     by_value: dict[tuple[ir.Value, int, ir.Graph | ir.Function | None], list[Linear]] = {}
     for linear in linears:
         by_value.setdefault((_activation(linear), linear.place, linear.node.graph), []).append(linear)
@@ -260,15 +265,13 @@ def _is_quantized(value: ir.Value | None) -> bool:
     )
 
 
-def _leave_heads(linears: list[Linear], inside: Mapping[ir.Graph, ir.Node]) -> list[Linear]:
-    """Leave output heads in float, unless there is nothing else."""
-    heads = {linear for linear in linears if _leads_only_out(linear.node, inside)}
-    if len(heads) == len(linears):
+def _left(linears: list[Linear], is_special: Callable[[ir.Node], bool], reason: str) -> list[Linear]:
+    """Leave output heads, or routers, in float, unless there is nothing else."""
+    special = {linear for linear in linears if is_special(linear.node)}
+    if len(special) == len(linears):
         return linears
     return [
-        dataclasses.replace(linear, reason="output head; --lm-head includes it")
-        if linear in heads and linear.selected
-        else linear
+        dataclasses.replace(linear, reason=reason) if linear in special and linear.selected else linear
         for linear in linears
     ]
 
@@ -290,8 +293,23 @@ def _leads_only_out(node: ir.Node, inside: Mapping[ir.Graph, ir.Node]) -> bool:
         for reader in value.consumers():
             if reader.op_type == "Shape" or reader in seen:
                 continue
-            if reader.op_type not in _AFTER_HEAD:
+            if reader.op_type not in _ELEMENTWISE | _CHOICES:
                 return False
             seen.add(reader)
             pending.extend(reader.outputs)
     return arrives
+
+
+def _chooses(node: ir.Node, inside: Mapping[ir.Graph, ir.Node]) -> bool:
+    """Whether a linear tells which experts are to run: what it gives out is compared, element by element till then."""
+    if _leads_only_out(node, inside):
+        return False
+    pending, seen = [node.outputs[0]], set()
+    while pending:
+        for reader in pending.pop().consumers():
+            if reader.op_type in _CHOICES:
+                return True
+            if reader.op_type in _ELEMENTWISE and reader not in seen:
+                seen.add(reader)
+                pending.extend(reader.outputs)
+    return False

@@ -244,3 +244,54 @@ def test_an_output_head_is_left_in_float_unless_asked_for_or_alone(net: Net) -> 
     alone = Net()
     alone.output(alone.op("MatMul", alone.input("x", ["rows", 4]), alone.normal(4, 4)))
     assert found(alone, Selection()).sites[0].selected
+
+
+def _routed(net: Net, choice: str) -> str:
+    """Expert 2 or not, chosen by a linear behind a linear, and what is left of the chosen one."""
+    hidden = net.op("Relu", net.op("MatMul", "x", net.normal(4, 4)))
+    logits = net.op("Add", net.op("MatMul", hidden, net.normal(4, 3), result="logits"), net.vector(3))
+    weights = net.op("Cast", net.op("Softmax", net.op("Cast", logits, to=TensorProto.FLOAT)), to=TensorProto.FLOAT)
+    if choice == "ArgMax":
+        index = net.op("ArgMax", weights, axis=-1, keepdims=0)
+    else:
+        _, index = net.ops("TopK", weights, net.constant([2]), results=["best", "index"])
+    depth, values = net.constant([3]), net.constant(np.array([0.0, 1.0]))
+    net.output(net.op("OneHot", index, depth, values))
+    return hidden
+
+
+@pytest.mark.parametrize("choice", ["TopK", "ArgMax"])
+def test_a_router_is_left_in_float_unless_it_is_named(net: Net, choice: str) -> None:
+    hidden = _routed(net, choice)
+    net.output(net.op("Softplus", net.op("MatMul", hidden, net.normal(4, 4))))
+    (_, (router, other)) = (site.linears for site in found(net, Selection()).sites)
+    assert router.reason == "router; name it by --include to round it"
+    assert other.selected
+    assert found(net, Selection(exclude=(router.name,))).sites[1].linears[0].reason.startswith("named by --exclude")
+    named = [site.linears[0].selected for site in found(net, Selection(include=(router.name,))).sites]
+    assert named == [False, True]
+
+
+def test_a_linear_whose_choice_leaves_the_graph_is_an_output_head(net: Net) -> None:
+    hidden = net.op("Relu", net.op("MatMul", "x", net.normal(4, 4)))
+    net.output(net.op("ArgMax", net.op("MatMul", hidden, net.normal(4, 9)), axis=-1))
+    head = found(net, Selection()).sites[1].linears[0]
+    assert head.reason == "output head; --lm-head includes it"
+    assert found(net, HEAD).sites[1].linears[0].selected
+
+
+@pytest.mark.parametrize("between", ["MatMul", "ReduceMax", "Gather", "Softplus"])
+def test_nobody_is_a_router_whose_numbers_are_not_compared_one_by_one(net: Net, between: str) -> None:
+    first = net.op("MatMul", "x", net.normal(4, 4))
+    match between:
+        case "MatMul":
+            value = net.op("MatMul", net.op("Transpose", first, perm=[1, 0]), "x")
+        case "ReduceMax":
+            value = net.op("ReduceMax", first, net.constant([-1]))
+        case "Gather":
+            value = net.op("Gather", first, net.constant([0]), axis=1)
+        case _:
+            value = net.op("Softplus", first)
+    index = net.op("ArgMax", value, axis=0)
+    net.output(net.op("Gather", net.op("MatMul", "x", net.normal(4, 4)), index, axis=0))
+    assert [linear.reason for linear in found(net, Selection()).sites[0].linears] == ["", ""]
