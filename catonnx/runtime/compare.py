@@ -114,17 +114,17 @@ def first_difference(
         return None
     with Spool(scratch) as spool:
         names = [pair.reference for pair in pairs]
-        with opened(reference, provider=provider, config=reference_config) as model:
+        with opened(reference, provider=provider, config=reference_config, scratch=scratch) as model:
             check_outputs(names, model, reference)
-            for index, values in enumerate(model.run(feeds, names)):
+            for index, values in enumerate(model.run([(sample, names) for sample in feeds])):
                 check_finite(names, values, index)
                 spool.put(index, [pair.expected(value) for pair, value in zip(pairs, values, strict=True)])
 
         names = [pair.candidate for pair in pairs]
         differences = [ValueDifference() for _ in pairs]
-        with opened(candidate, provider=provider, config=candidate_config) as model:
+        with opened(candidate, provider=provider, config=candidate_config, scratch=scratch) as model:
             check_outputs(names, model, candidate)
-            for index, values in enumerate(model.run(feeds, names)):
+            for index, values in enumerate(model.run([(sample, names) for sample in feeds])):
                 for position, pair in enumerate(pairs):
                     expected = spool.get(index, position)
                     check_shape(expected, values[position], pair.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from catonnx.runtime.decoding import LOGITS, present_name
 from catonnx.runtime.divergence import LogitDifference, ValueDifference, json_number
 from catonnx.runtime.feeds import Feeds, InputSpec
 from catonnx.runtime.fusion import OptimizedGraph
-from catonnx.runtime.running import Runnable, Running, Unwritten, opened
+from catonnx.runtime.running import Request, Runnable, Running, Unwritten, check_some, opened
+from catonnx.runtime.sessions import Optimization
 from catonnx.runtime.spool import Spool
 
 
@@ -80,6 +82,7 @@ class Recording:
         provider: "cpu" or "cuda", for the candidates too.
         config: Session configuration entries of the reference.
         threads: Threads of ONNX Runtime; all cores unless given.
+        optimization: How far ONNX Runtime may rewrite the reference.
         scratch: Folder for the outputs (100 MB for 512 tokens of a vocabulary of 49152).
         progress: Told of every run.
 
@@ -99,10 +102,11 @@ class Recording:
         provider: str = "cpu",
         config: Mapping[str, str] | None = None,
         threads: int | None = None,
+        optimization: Optimization = "all",
         scratch: str | Path | None = None,
         progress: Progress = silent,
     ) -> None:
-        self._reference, self._config = reference, config
+        self._reference, self._config, self._optimization = reference, config, optimization
         self._feeds, self._outputs, self._continued = feeds, outputs, continued
         self._provider, self._threads, self._progress = provider, threads, progress
         self._scratch = scratch
@@ -121,12 +125,21 @@ class Recording:
         self._spool.__exit__()
 
     def _record(self) -> None:
-        with opened(self._reference, provider=self._provider, config=self._config, threads=self._threads) as reference:
+        with opened(
+            self._reference,
+            provider=self._provider,
+            config=self._config,
+            threads=self._threads,
+            optimization=self._optimization,
+            scratch=self._scratch,
+        ) as reference:
             names = self._outputs if self._outputs is not None else compared_outputs(reference.outputs)
             check_outputs(names, reference, self._reference)
             self._names = [name for name in names if reference.outputs[name]]
+            check_some(self._feeds)
             elements = 0
-            for index, values in enumerate(reference.run(self._feeds, self._names)):
+            values_of = reference.run(self._requests(reference))
+            for index, values in enumerate(itertools.islice(values_of, len(self._feeds))):
                 check_finite(self._names, values, index)
                 self._spool.put(index, values)
                 elements += sum(value.size for value in values)
@@ -138,13 +151,14 @@ class Recording:
                     hint="give inputs of more than zero rows",
                 )
             if self._continued:
-                self._spool.put(len(self._feeds), [continued_logits(reference, self._feeds[0])])
+                self._spool.put(len(self._feeds), [self._continued_logits(reference, next(values_of))])
 
     def compare(
         self,
         candidate: Runnable,
         *,
         config: Mapping[str, str] | None = None,
+        optimization: Optimization = "all",
         see: Callable[[OptimizedGraph], None] | None = None,
     ) -> Comparison:
         """Run a candidate on the same samples.
@@ -152,6 +166,7 @@ class Recording:
         Args:
             candidate: The model to judge.
             config: Session configuration entries.
+            optimization: How far ONNX Runtime may rewrite the candidate.
             see: Told what ONNX Runtime really runs, in one or several parts.
 
         Raises:
@@ -165,11 +180,13 @@ class Recording:
             provider=self._provider,
             config=config,
             threads=self._threads,
+            optimization=optimization,
             scratch=self._scratch,
             see=see,
         ) as judged:
             check_outputs(self._names, judged, candidate)
-            for index, values in enumerate(judged.run(self._feeds, self._names)):
+            values_of = judged.run(self._requests(judged))
+            for index, values in enumerate(itertools.islice(values_of, len(self._feeds))):
                 for position, name in enumerate(self._names):
                     reference, actual = self._spool.get(index, position), values[position]
                     check_shape(reference, actual, name)
@@ -178,21 +195,37 @@ class Recording:
                         logits.add(reference, actual)
                 self._progress("compare", index + 1, len(self._feeds))
             if self._continued:
-                actual = continued_logits(judged, self._feeds[0])
+                actual = self._continued_logits(judged, next(values_of))
                 differences[CONTINUED] = ValueDifference()
                 differences[CONTINUED].add(self._spool.get(len(self._feeds), 0), actual)
         return Comparison(differences, logits)
 
+    def _requests(self, model: Running) -> list[Request]:
+        """Return what is run: every sample, and the first of two pieces of the first one, whose cache is kept."""
+        requests: list[Request] = [(sample, self._names) for sample in self._feeds]
+        if self._continued:
+            spec, (first, _) = InputSpec.of(tuple(model.inputs)), self._pieces()
+            presents = [present_name(name, set(model.outputs)) for name in spec.past_names]
+            requests.append((spec.first_feeds(first), [LOGITS, *presents]))
+        return requests
 
-def continued_logits(model: Running, feeds: Feeds) -> np.ndarray:
-    """Return the logits of the first tokens of a sample, fed in two pieces through the model's own cache."""
-    spec, tokens = InputSpec.of(tuple(model.inputs)), feeds["input_ids"][:1, :_CONTINUED_TOKENS]
-    half = tokens.shape[1] // 2
-    presents = [present_name(name, set(model.outputs)) for name in spec.past_names]
-    [[first, *cache]] = model.run([spec.first_feeds(tokens[:, :half])], [LOGITS, *presents])
-    rest = spec.feeds(tokens[:, half:], half) | dict(zip(spec.past_names, cache, strict=True))
-    [[second]] = model.run([rest], [LOGITS])
-    return np.concatenate([first, second], axis=1)
+    def _continued_logits(self, model: Running, values: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the logits of the first tokens of a sample, fed in two pieces through the model's own cache.
+
+        Args:
+            model: The model.
+            values: What the first piece gave: logits and the cache.
+        """
+        spec, (first, second) = InputSpec.of(tuple(model.inputs)), self._pieces()
+        logits, *cache = values
+        rest = spec.feeds(second, first.shape[1]) | dict(zip(spec.past_names, cache, strict=True))
+        [[more]] = model.run([(rest, [LOGITS])])
+        return np.concatenate([logits, more], axis=1)
+
+    def _pieces(self) -> tuple[np.ndarray, np.ndarray]:
+        tokens = self._feeds[0]["input_ids"][:1, :_CONTINUED_TOKENS]
+        half = tokens.shape[1] // 2
+        return tokens[:, :half], tokens[:, half:]
 
 
 def compared_outputs(names: Iterable[str]) -> list[str]:

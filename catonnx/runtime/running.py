@@ -23,7 +23,7 @@ from catonnx.graph.stages import Stage
 from catonnx.runtime.feeds import Feeds, ModelInput, check_feeds, graph_inputs, model_inputs
 from catonnx.runtime.fusion import WRITE_OPTIMIZED, OptimizedGraph, read_optimized
 from catonnx.runtime.live import Live
-from catonnx.runtime.sessions import open_session, run
+from catonnx.runtime.sessions import Optimization, open_session, run
 from catonnx.runtime.stage_sessions import free_path, stage_session
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ Runnable: TypeAlias = str | Path | Unwritten
 """A file is run whole."""
 
 
+Request: TypeAlias = tuple[Feeds, Sequence[str]]
+"""Inputs of one sample, and which outputs are wanted of it."""
+
+
 class Running(Protocol):
     """A model that can be run."""
 
@@ -63,8 +67,8 @@ class Running(Protocol):
     def outputs(self) -> Mapping[str, bool]:
         """What it gives: the names of its outputs, and whether each is a tensor of numbers or flags."""
 
-    def run(self, feeds: Sequence[Feeds], names: Sequence[str]) -> Iterator[list[np.ndarray]]:
-        """Yield the values of the outputs `names` for each sample.
+    def run(self, requests: Sequence[Request]) -> Iterator[list[np.ndarray]]:
+        """Yield the outputs that are asked for, for each sample.
 
         Raises:
             CalibrationError: no feeds, or feeds that do not fit the inputs.
@@ -79,6 +83,7 @@ def opened(
     provider: str = "cpu",
     config: Mapping[str, str] | None = None,
     threads: int | None = None,
+    optimization: Optimization = "all",
     scratch: str | Path | None = None,
     see: Callable[[OptimizedGraph], None] | None = None,
 ) -> Iterator[Running]:
@@ -89,6 +94,7 @@ def opened(
         provider: "cpu" or "cuda".
         config: Session configuration entries.
         threads: Threads of ONNX Runtime; all cores unless given.
+        optimization: How far ONNX Runtime may rewrite the graph.
         scratch: A folder for what `see` reads; the system's temporary folder unless given.
         see: Told what ONNX Runtime made of the model, or of each of its parts once they have run.
 
@@ -96,7 +102,13 @@ def opened(
         ModelError: the model does not load.
         OutputError: it cannot be written.
     """
-    options = {"provider": provider, "config": dict(config or {}), "threads": threads}
+    options = {
+        "provider": provider,
+        "config": dict(config or {}),
+        "threads": threads,
+        "optimization": optimization,
+        "scratch": scratch,
+    }
     parts = in_parts(model.model) if isinstance(model, Unwritten) else ()
     if isinstance(model, Unwritten) and parts:
         yield _InParts(model, parts, options, scratch, see)
@@ -145,9 +157,9 @@ class _Whole:
             for node in session.get_outputs()
         }
 
-    def run(self, feeds: Sequence[Feeds], names: Sequence[str]) -> Iterator[list[np.ndarray]]:
+    def run(self, requests: Sequence[Request]) -> Iterator[list[np.ndarray]]:
         """See `Running.run`."""
-        for sample in _checked(feeds, self.inputs):
+        for sample, names in _checked(requests, self.inputs):
             yield run(self._session, names, sample)
 
 
@@ -167,22 +179,24 @@ class _InParts:
         self.inputs = graph_inputs(model.model)
         self.outputs = {str(value.name): _is_numeric(value) for value in model.model.graph.outputs}
 
-    def run(self, feeds: Sequence[Feeds], names: Sequence[str]) -> Iterator[list[np.ndarray]]:
+    def run(self, requests: Sequence[Request]) -> Iterator[list[np.ndarray]]:
         """See `Running.run`."""
         see, self._see = self._see, None
-        samples = list(_checked(feeds, self.inputs))
-        later = [{str(value.name) for value in part.inputs} for part in self._parts]
+        samples, names = zip(*_checked(requests, self.inputs), strict=True)
+        read = [{str(value.name) for value in part.inputs} for part in self._parts]
         with Live(samples, ("float",), self._folder, MEMORY) as live:
             for part in self._parts:
-                wanted = set(names).union(*later[part.number + 1 :])
-                outputs = [str(value.name) for value in part.outputs if value.name in wanted]
-                if outputs or see:
+                later = set[str]().union(*read[part.number + 1 :])
+                outputs = [
+                    [str(value.name) for value in part.outputs if value.name in later.union(wanted)] for wanted in names
+                ]
+                if any(outputs) or see:
                     self._run_part(part, outputs, live, see)
-            for sample in range(live.samples):
-                yield [live.get("float", name, sample) for name in names]
+            for sample, wanted in enumerate(names):
+                yield [live.get("float", name, sample) for name in wanted]
 
     def _run_part(
-        self, part: Stage, outputs: Sequence[str], live: Live, see: Callable[[OptimizedGraph], None] | None
+        self, part: Stage, outputs: Sequence[Sequence[str]], live: Live, see: Callable[[OptimizedGraph], None] | None
     ) -> None:
         def arrays(sample: int) -> Feeds:
             return {str(value.name): live.get("float", str(value.name), sample) for value in part.inputs}
@@ -192,19 +206,24 @@ class _InParts:
             _watched(self._options, self._scratch, see) as options,
             stage_session(model, free_path(self._folder), what, **options) as session,
         ):
-            for sample in range(live.samples if outputs else 0):
-                values = run(session, outputs, arrays(sample))
+            for sample, names in enumerate(outputs):
+                values = run(session, names, arrays(sample)) if names else []
                 live.forget("float", part.ending, sample)
-                for name in outputs:
+                for name in names:
                     live.put("float", name, sample, values.pop(0))
 
 
-def _checked(feeds: Sequence[Feeds], inputs: Sequence[ModelInput]) -> Iterator[Feeds]:
-    if not feeds:
+def check_some(samples: Sequence[object]) -> None:
+    """Refuse to run a model on nothing."""
+    if not samples:
         raise CalibrationError("there are no inputs to compare on", hint="give text, or inputs in an .npz file")
-    for index, sample in enumerate(feeds):
+
+
+def _checked(requests: Sequence[Request], inputs: Sequence[ModelInput]) -> Iterator[Request]:
+    check_some(requests)
+    for index, (sample, names) in enumerate(requests):
         check_feeds(sample, inputs, where=f"sample {index}")
-        yield sample
+        yield sample, names
 
 
 def _is_numeric(value: ir.Value) -> bool:

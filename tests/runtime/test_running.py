@@ -48,11 +48,11 @@ def test_all_outputs_are_the_models_own(
     ]
     with opened(folder / "model.onnx") as model:
         names, inputs = list(model.outputs), model.inputs
-        expected = list(model.run(samples, names))
+        expected = list(model.run([(sample, names) for sample in samples]))
     with opened(Unwritten(load.read(reference), tmp_path, reference)) as model:
         assert model.inputs == inputs
         assert dict.fromkeys(names, True) == model.outputs
-        actual = list(model.run(samples, names))
+        actual = list(model.run([(sample, names) for sample in samples]))
     assert cut[0] > 3
     for sample in range(2):
         for output, here, there in zip(names, expected[sample], actual[sample], strict=True):
@@ -63,7 +63,7 @@ def test_nothing_stays_in_the_folder(tiny_llama: Path, cut: list[int], tmp_path:
     reference = load.bring(load.find(tiny_llama), tmp_path)
     before = set(tmp_path.iterdir())
     with opened(Unwritten(load.read(reference), tmp_path)) as model:
-        list(model.run([language_feeds(tiny_llama)], ["logits"]))
+        list(model.run([(language_feeds(tiny_llama), ["logits"])]))
     assert cut[0] > 3
     assert set(tmp_path.iterdir()) == before
 
@@ -71,7 +71,7 @@ def test_nothing_stays_in_the_folder(tiny_llama: Path, cut: list[int], tmp_path:
 def test_no_feeds(tiny_llama: Path, cut: list[int], tmp_path: Path) -> None:
     reference = load.bring(load.find(tiny_llama), tmp_path)
     with opened(Unwritten(load.read(reference), tmp_path)) as model, pytest.raises(CalibrationError, match="no inputs"):
-        list(model.run([], ["logits"]))
+        list(model.run([]))
     assert cut
 
 
@@ -82,7 +82,7 @@ def test_what_was_fused_is_told_once_for_each_part(tiny_llama: Path, cut: list[i
     path = tmp_path / "out" / "model.onnx"
     with opened(Unwritten(load.read(path), path.parent, path), scratch=tmp_path, see=graphs.append) as model:
         for _ in range(2):
-            list(model.run([language_feeds(tiny_llama)], ["logits"]))
+            list(model.run([(language_feeds(tiny_llama), ["logits"])]))
     assert len(graphs) == cut[0] > 1
     assert sum(graph.operators["MatMulNBits"] for graph in graphs) == 21
 
