@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import TensorProto
 
-from tests.graph.builder import Arrays, Net
-from tests.graph.fused_attention import DEPTH, FusedAttention
+from models.fused_attention import DEPTH, FusedAttention
+from models.net import Arrays, Net
 
 WIDTHS = (4, 6, 8, 12)
 BATCH, PREFILL, DECODE = 2, 3, 1
