@@ -68,16 +68,16 @@ class Site:
         value: The activation, channels on its last axis.
         width: Number of channels d.
         linears: Its readers with constant weights, in graph order; some may be left in float (`Linear.reason`).
+        name: Name of the activation when it was found, unique in the graph; a pass may rename the value later.
     """
 
     value: ir.Value
     width: int
     linears: tuple[Linear, ...]
+    name: str = dataclasses.field(init=False)
 
-    @property
-    def name(self) -> str:
-        """Name of the activation; unique in the graph."""
-        return self.value.name or ""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.value.name or "")
 
     @property
     def read(self) -> ir.Value:
