@@ -14,7 +14,7 @@ from catonnx.progress import Progress, silent
 from catonnx.runtime.decoding import LOGITS, Decoder
 from catonnx.runtime.divergence import LogitDifference, ValueDifference, json_number
 from catonnx.runtime.feeds import Feeds, InputSpec, check_feeds, model_inputs
-from catonnx.runtime.sessions import open_session, run
+from catonnx.runtime.sessions import Optimization, open_session, run
 from catonnx.runtime.spool import Spool
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class Recording:
         provider: "cpu" or "cuda", for the candidates too.
         config: Session configuration entries of the reference.
         threads: Threads of ONNX Runtime; all cores unless given.
+        optimization: How far ONNX Runtime may rewrite the reference.
         scratch: Folder for the outputs (100 MB for 512 tokens of a vocabulary of 49152).
         progress: Told of every run.
 
@@ -102,10 +103,11 @@ class Recording:
         provider: str = "cpu",
         config: Mapping[str, str] | None = None,
         threads: int | None = None,
+        optimization: Optimization = "all",
         scratch: str | Path | None = None,
         progress: Progress = silent,
     ) -> None:
-        self._reference, self._config = reference, config
+        self._reference, self._config, self._optimization = reference, config, optimization
         self._feeds, self._outputs, self._continued = feeds, outputs, continued
         self._provider, self._threads, self._progress = provider, threads, progress
         self._spool = Spool(scratch)
@@ -123,7 +125,13 @@ class Recording:
         self._spool.__exit__()
 
     def _record(self) -> None:
-        session = open_session(self._reference, provider=self._provider, config=self._config, threads=self._threads)
+        session = open_session(
+            self._reference,
+            provider=self._provider,
+            config=self._config,
+            threads=self._threads,
+            optimization=self._optimization,
+        )
         names = self._outputs if self._outputs is not None else compared_outputs(session)
         check_outputs(names, session, self._reference)
         self._names = _numbers(names, session)
@@ -143,13 +151,19 @@ class Recording:
             self._spool.put(len(self._feeds), [continued_logits(session, self._feeds[0])])
 
     def compare(
-        self, candidate: str | Path, *, config: Mapping[str, str] | None = None, optimized_path: Path | None = None
+        self,
+        candidate: str | Path,
+        *,
+        config: Mapping[str, str] | None = None,
+        optimization: Optimization = "all",
+        optimized_path: Path | None = None,
     ) -> Comparison:
         """Run a candidate on the same samples.
 
         Args:
             candidate: The model to judge.
             config: Session configuration entries.
+            optimization: How far ONNX Runtime may rewrite the candidate.
             optimized_path: Where ONNX Runtime writes the graph that it really runs.
 
         Raises:
@@ -161,6 +175,7 @@ class Recording:
             provider=self._provider,
             config=config,
             threads=self._threads,
+            optimization=optimization,
             optimized_path=optimized_path,
         )
         check_outputs(self._names, session, candidate)
