@@ -28,6 +28,7 @@ from catonnx.recipe import Recipe
 from catonnx.report import Report
 from catonnx.rewriting import transform, write_rounded
 from catonnx.rounders import Dampings, make_rounder
+from catonnx.runtime.blame import blaming
 from catonnx.runtime.compare import SitePair
 from catonnx.runtime.feeds import Feeds, graph_inputs
 from catonnx.runtime.samples import shortened
@@ -76,6 +77,7 @@ def optimize(
         cleanup.enter_context(load.naming(work / load.COPY, source.path))
         with clock("load"):
             reference = load.bring(source, work)
+            cleanup.enter_context(blaming(reference, recipe.provider))
             locations = source.locations  # read here, where memory is still free
             opened = analyse(load.load(reference), recipe)
             check_something_to_do(opened)
