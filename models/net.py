@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ class Net:
     Args:
         seed: Of the numbers in its constants.
         opset: Of the default domain.
+        counter: Where numbers in names come from, if they must differ from those of another net.
     """
 
-    def __init__(self, seed: int = 0, opset: int = 21) -> None:
+    def __init__(self, seed: int = 0, opset: int = 21, counter: Iterator[int] | None = None) -> None:
         self.random = np.random.default_rng(seed)
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
@@ -30,12 +32,11 @@ class Net:
         self.outputs: list[str] = []
         self.initializers: dict[str, np.ndarray] = {}
         self._domains: set[str] = set()
-        self._count = 0
+        self._counter = itertools.count(1) if counter is None else counter
 
     def name(self, hint: str) -> str:
         """Return a new name."""
-        self._count += 1
-        return f"{hint}_{self._count}"
+        return f"{hint}_{next(self._counter)}"
 
     def input(self, name: str, shape: Sequence[Length] | None, dtype: int = TensorProto.FLOAT) -> str:
         """Add a graph input."""
@@ -85,11 +86,23 @@ class Net:
             self.outputs.append(value)
         return value
 
+    def body(self) -> Net:
+        """Return an empty net for the body of a node in this one: its values have other names, and may read ours."""
+        body = Net(int(self.random.integers(1 << 30)), self.opset, self._counter)
+        body._domains = self._domains
+        return body
+
+    def graph(self, name: str = "small") -> onnx.GraphProto:
+        """Return the graph alone."""
+        known = {value.name: value for value in self.inputs}
+        unknown = {output: helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in self.outputs}
+        outputs = [known.get(output, unknown[output]) for output in self.outputs]
+        tensors = [numpy_helper.from_array(array, name) for name, array in self.initializers.items()]
+        return helper.make_graph(self.nodes, name, self.inputs, outputs, tensors)
+
     def proto(self) -> onnx.ModelProto:
         """Return the model."""
-        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self.outputs]
-        tensors = [numpy_helper.from_array(array, name) for name, array in self.initializers.items()]
-        graph = helper.make_graph(self.nodes, "small", self.inputs, outputs, tensors)
+        graph = self.graph()
         imports = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(d, 1) for d in sorted(self._domains))]
         return helper.make_model(graph, opset_imports=imports, ir_version=10)
 
