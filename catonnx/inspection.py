@@ -138,6 +138,7 @@ def inspect(
     # One BLAS thread for the reason that `optimize` has.
     with (
         threadpool_limits(1, "blas"),
+        np.errstate(over="ignore"),
         tempfile.TemporaryDirectory(prefix="catonnx-") as folder,
         load.naming(Path(folder, load.COPY), source.path),
         blaming(source.path, recipe.provider),

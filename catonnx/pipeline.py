@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from catonnx.allocation import Allotment, decide
@@ -71,7 +72,13 @@ def optimize(
     source = load.find(Path(model))
     _check_places(source, out)
     # BLAS threads beside ONNX Runtime's own fight for the cores: small products became up to 100 times slower.
-    with threadpool_limits(1, "blas"), staged(out, force=force) as stage, ExitStack() as cleanup:
+    # Numbers that grow beyond what a type holds are met where they matter, as NaN or Inf of an activation or output.
+    with (
+        threadpool_limits(1, "blas"),
+        np.errstate(over="ignore"),
+        staged(out, force=force) as stage,
+        ExitStack() as cleanup,
+    ):
         work = stage / ".work"
         work.mkdir()
         cleanup.enter_context(load.naming(work / load.COPY, source.path))
