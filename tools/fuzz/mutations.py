@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -168,7 +169,9 @@ def _other(field: FieldDescriptor, value: Any, choose: random.Random) -> Any:
             return choose.choice((b"", value[: len(value) // 2], value + b"\0", value * 3, b"\xff" * len(value)))
         case FieldDescriptor.TYPE_FLOAT | FieldDescriptor.TYPE_DOUBLE:
             return choose.choice((float("nan"), float("inf"), -1.0, 0.0, 1e38, 1e-45))
-        case FieldDescriptor.TYPE_INT32 | FieldDescriptor.TYPE_ENUM:
+        case FieldDescriptor.TYPE_ENUM:
+            return choose.choice(sorted(field.enum_type.values_by_number))
+        case FieldDescriptor.TYPE_INT32:
             return choose.choice((-1, 0, 1, 2, value + 1, choose.randrange(30), 2**31 - 1))
         case FieldDescriptor.TYPE_UINT64:
             return choose.choice((0, 1, 2**63, 2**64 - 1))
@@ -295,14 +298,23 @@ ODD = (
 ABSOLUTE = ("/etc/hostname", "/dev/zero", "/proc/self/environ", "//etc/hostname", "/dev/stdin", "/dev/tty")
 
 
+def _free(path: Path) -> Path:
+    """Remove what is at a path, and return the path."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    return path
+
+
 def _linked(folder: Path, choose: random.Random) -> bool:
     """A file of the model, or a folder, is a link out of the model's folder."""
     outside = folder.parent / "outside"
     if choose.random() < 0.5:
-        (folder / "link").symlink_to(outside)
+        _free(folder / "link").symlink_to(outside)
         location = f"link/{SECRET}"
     else:
-        (folder / "link.bin").symlink_to(choose.choice((outside / SECRET, Path("../outside") / SECRET)))
+        _free(folder / "link.bin").symlink_to(choose.choice((outside / SECRET, Path("../outside") / SECRET)))
         location = "link.bin"
     return _edit(_external("location", location))(folder, choose)
 
@@ -313,7 +325,7 @@ def _absolute_outside(folder: Path, choose: random.Random) -> bool:
 
 def _special(folder: Path, choose: random.Random) -> bool:
     """External data is a pipe that nobody writes to, a folder, or a link to itself."""
-    place = folder / "special"
+    place = _free(folder / "special")
     match choose.randrange(3):
         case 0:
             os.mkfifo(place)
@@ -575,7 +587,7 @@ ODD_BOS = (-1, 2**31, 2**63, 2**70, 10**400, 1.5, "1", True, None, [1], {"a": 1}
 
 
 def _json_bytes(folder: Path, choose: random.Random) -> bool:
-    (folder / choose.choice(JSON_FILES)).write_bytes(choose.choice(BROKEN_JSON))
+    _free(folder / choose.choice(JSON_FILES)).write_bytes(choose.choice(BROKEN_JSON))
     return True
 
 
@@ -586,7 +598,7 @@ def _json_bos(folder: Path, choose: random.Random) -> bool:
         {"bos_token_id": bos} if name != "genai_config.json" else {"model": choose.choice((bos, {"bos_token_id": bos}))}
     )
     for other in JSON_FILES[:3]:
-        (folder / other).unlink(missing_ok=True)
+        _free(folder / other)
     (folder / name).write_text(json.dumps(content), encoding="utf-8")
     return True
 
@@ -594,7 +606,7 @@ def _json_bos(folder: Path, choose: random.Random) -> bool:
 def _json_link(folder: Path, choose: random.Random) -> bool:
     """A config or tokenizer is a link out of the folder, a pipe, a folder, or a link to itself."""
     name = choose.choice(JSON_FILES)
-    (folder / name).unlink(missing_ok=True)
+    _free(folder / name)
     match choose.randrange(4):
         case 0:
             (folder / name).symlink_to(folder.parent / "outside" / "config.json")
@@ -609,10 +621,10 @@ def _json_link(folder: Path, choose: random.Random) -> bool:
 
 def _companions(folder: Path, choose: random.Random) -> bool:
     """Other things in the folder: links, loops, pipes, odd names, names that results have."""
-    (folder / "loop").symlink_to(".")
-    (folder / "away").symlink_to(folder.parent / "outside")
-    (folder / "nowhere").symlink_to("nothing")
-    os.mkfifo(folder / "pipe")
+    _free(folder / "loop").symlink_to(".")
+    _free(folder / "away").symlink_to(folder.parent / "outside")
+    _free(folder / "nowhere").symlink_to("nothing")
+    os.mkfifo(_free(folder / "pipe"))
     (
         folder / choose.choice(("a\nb", "\x1b[31m", "catonnx.json", "model.onnx_data", ".work", "-rf", "重み"))
     ).write_bytes(b"x")
