@@ -24,6 +24,7 @@ from catonnx.plan import check_plan, make_plan
 from catonnx.progress import Progress, silent
 from catonnx.quality import predict
 from catonnx.recipe import Recipe
+from catonnx.runtime.blame import blaming
 from catonnx.siteplan import Plan, SitePlan, describe
 
 
@@ -137,8 +138,10 @@ def inspect(
     # One BLAS thread for the reason that `optimize` has.
     with (
         threadpool_limits(1, "blas"),
+        np.errstate(over="ignore"),
         tempfile.TemporaryDirectory(prefix="catonnx-") as folder,
         load.naming(Path(folder, load.COPY), source.path),
+        blaming(source.path, recipe.provider),
     ):
         work = Path(folder)
         if not recipe.calibration:

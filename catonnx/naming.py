@@ -1,4 +1,4 @@
-"""Short names for many layers that are alike."""
+"""Names from models, fit to be shown: many layers that are alike under one, and nothing that moves a cursor."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ _APPENDED = re.compile(r"_\d+$")
 _WORD = re.compile(r"[A-Za-z]\d+$")
 _OPERATORS = ("Gemm", "MatMul")
 _SEPARATORS = re.compile(r"([/.])")
+
+
+def printable(text: str) -> str:
+    """Return a text from a model with everything written out that a terminal would act on, but for line breaks."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
 def without_numbers(text: str) -> str:

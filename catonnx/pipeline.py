@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from catonnx.allocation import Allotment, decide
@@ -30,6 +31,7 @@ from catonnx.recipe import SELF, Recipe
 from catonnx.report import Report
 from catonnx.rewriting import transform, write_rounded
 from catonnx.rounders import Dampings, make_rounder
+from catonnx.runtime.blame import blaming
 from catonnx.runtime.checkpoint import Checkpoint
 from catonnx.runtime.compare import SitePair
 from catonnx.runtime.decoding import can_be_continued
@@ -78,11 +80,18 @@ def optimize(
     _check_places(source, out)
     key = functools.partial(_key, source, recipe, plan)
     # BLAS threads beside ONNX Runtime's own fight for the cores: small products became up to 100 times slower.
-    with threadpool_limits(1, "blas"), working(out, force=force, key=key) as space, ExitStack() as cleanup:
+    # Numbers that grow beyond what a type holds are met where they matter, as NaN or Inf of an activation or output.
+    with (
+        threadpool_limits(1, "blas"),
+        np.errstate(over="ignore"),
+        working(out, force=force, key=key) as space,
+        ExitStack() as cleanup,
+    ):
         work, stage, kept, checkpoint = space.source, space.result, space.kept, Checkpoint(space.live)
         cleanup.enter_context(load.naming(work / load.COPY, source.path))
         with clock("load"):
             reference = space.copied(lambda: load.bring(source, work))
+            cleanup.enter_context(blaming(reference, recipe.provider))
             locations = source.locations  # read here, where memory is still free
             opened = analyse(load.load(reference), recipe)
             check_something_to_do(opened)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.console import RenderableType
+from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
-from catonnx.naming import in_common, kind_of, shortened, summed_up, without_numbers
+from catonnx.naming import in_common, kind_of, printable, shortened, summed_up, without_numbers
 
 if TYPE_CHECKING:
     from catonnx.allocation import Allotment
@@ -245,17 +246,27 @@ def _facts(facts: Sequence[tuple[str, str]]) -> Table:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for fact in facts:
-        grid.add_row(*map(Text, fact))
+        grid.add_row(*(Text(printable(part)) for part in fact))
     return grid
+
+
+class _PrintableTable(Table):
+    """A table whose cells may hold names from models."""
+
+    def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
+        safe = (printable(cell) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*safe, style=style, end_section=end_section)
 
 
 def _table(*columns: str) -> Table:
     """Return a table; a name that begins with > or = asks for a column that is not folded, > for one aligned right."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table = _PrintableTable(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
+    )
     for name in columns:
         heading = name.removeprefix(">").removeprefix("=")
         justify: Literal["left", "right"] = "right" if name.startswith(">") else "left"
-        table.add_column(Text(heading), justify=justify, no_wrap=name != heading, overflow="fold")
+        table.add_column(Text(printable(heading)), justify=justify, no_wrap=name != heading, overflow="fold")
     return table
 
 

@@ -18,6 +18,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from catonnx.errors import CatonnxError
+from catonnx.naming import printable
 from catonnx.progress import Progress, silent
 from catonnx.recipe import Recipe
 
@@ -25,6 +26,9 @@ WIDTH = 100
 """Columns that results take up at most, and where there is no terminal."""
 
 INTERRUPTED = 130
+
+LONGEST_ERROR = 4000
+"""Characters of an error that are shown; names in models may be of any length."""
 
 _SAME_KEY_SECONDS = 2.0
 """Ctrl-C pressed again, or passed on by a parent process, within this time must not cut the clean-up short."""
@@ -52,7 +56,7 @@ class Terminal:
     def note(self, text: str) -> None:
         """Write a remark to stderr, unless quiet."""
         if not self._quiet:
-            self._err.print(f"note: {text}", soft_wrap=True)
+            self._err.print(f"note: {printable(text)}", soft_wrap=True)
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
@@ -98,14 +102,21 @@ def guarded(*, verbose: bool = False) -> Iterator[None]:
             yield
     except CatonnxError as error:
         if verbose:
-            traceback.print_exc()
-        typer.echo("error: " + _with_flags(" ".join(str(error).splitlines())), err=True)
+            typer.echo(printable(traceback.format_exc()), err=True)
+        typer.echo("error: " + _with_flags(_one_line(str(error))), err=True)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as interruption:
         if verbose:
             traceback.print_exc()
         typer.echo(": ".join(["error: interrupted", *map(str, interruption.args)]), err=True)
         raise typer.Exit(INTERRUPTED) from interruption
+
+
+def _one_line(text: str) -> str:
+    """Return a message without line breaks and whatever else a terminal would act on; its middle goes if it is long."""
+    line = printable(" ".join(text.splitlines()))
+    half = LONGEST_ERROR // 2
+    return line if len(line) <= LONGEST_ERROR else f"{line[:half]} [...] {line[-half:]}"
 
 
 def _with_flags(text: str) -> str:

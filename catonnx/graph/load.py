@@ -12,7 +12,8 @@ import functools
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -24,6 +25,7 @@ from onnxscript import version_converter
 from catonnx.errors import CatonnxError, ModelError, OutputError
 from catonnx.graph.bodies import make_names_unique
 from catonnx.graph.save import OPSET, is_inside, write_model
+from catonnx.graph.soundness import check_sound
 
 NEWEST_OPSET = 26
 """The newest opset that ONNX Runtime 1.31 loads."""
@@ -74,6 +76,8 @@ def find(location: Path) -> Source:
     try:
         folder = location if location.is_dir() else None
         path = _model_in(location) if folder else location
+        if path.exists() and not path.is_file():
+            raise ModelError("this is not a file", where=path, hint="give an .onnx file or a folder that holds one")
         if not path.exists():
             raise ModelError(
                 "there is no such model", where=path, hint="give an .onnx file or a folder that holds model.onnx"
@@ -140,6 +144,7 @@ def load(path: Path) -> ir.Model:
     """
     model = read(path)
     _normalize(model, path)
+    ir.external_data.set_base_dir(model.graph, path.parent)  # the converter of old opsets forgets it in bodies
     return model
 
 
@@ -157,8 +162,10 @@ def read(path: Path) -> ir.Model:
         raise ModelError(f"the model cannot be read: {error.strerror}", where=path) from error
     if proto.ir_version == 0 or not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
         raise ModelError("this is not an ONNX model: it holds no graph", where=path, hint="export it again")
+    check_sound(proto, path)
     try:
-        model = ir.serde.deserialize_model(proto)
+        with _quiet("onnx_ir"):  # it warns of what `_check_whole` refuses
+            model = ir.serde.deserialize_model(proto)
     except ir.serde.SerdeError as error:
         raise ModelError(f"the graph is not sound: {_root(error)}", where=path, hint="export it again") from error
     _check_whole(model, path)
@@ -166,6 +173,19 @@ def read(path: Path) -> ir.Model:
     for tensor in _external_tensors(model):
         _check_external(tensor, path)
     return model
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Let a library's logger tell of errors only, and Python of no warning."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _root(error: BaseException) -> BaseException:
@@ -206,15 +226,20 @@ def _model_in(folder: Path) -> Path:
 
 
 def _external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
-    graphs = [model.graph, *model.graph.subgraphs()]
+    """Return the external tensors of a model, those of bodies and functions too."""
+    roots = [model.graph, *(function.graph for function in model.functions.values())]
+    graphs = [graph for root in roots for graph in (root, *root.subgraphs())]
     initializers = (value.const_value for graph in graphs for value in graph.initializers.values())
     attributes = (
-        attribute.value
-        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        attribute
+        for root in roots
+        for node in ir.traversal.RecursiveGraphIterator(root)
         for attribute in node.attributes.values()
-        if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref()
+        if not attribute.is_ref()
     )
-    return [tensor for tensor in (*initializers, *attributes) if isinstance(tensor, ir.ExternalTensor)]
+    single = (item.value for item in attributes if item.type in (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS))
+    tensors = (tensor for value in single for tensor in (value if isinstance(value, Sequence) else (value,)))
+    return [tensor for tensor in (*initializers, *tensors) if isinstance(tensor, ir.ExternalTensor)]
 
 
 def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
@@ -228,7 +253,7 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
             hint="such models are refused",
         )
     file = path.parent / location
-    if not file.is_file():
+    if not _is_file(file):
         raise ModelError(
             f"external data file {str(location)!r} is missing", where=where, hint=f"put it beside {path.name}"
         )
@@ -248,6 +273,13 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
             where=where,
             hint="the file is truncated; copy it again",
         )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no path at all: too long, say
+        return False
 
 
 def _inline_bytes(model: ir.Model) -> int:
@@ -270,7 +302,14 @@ def _normalize(model: ir.Model, path: Path) -> None:
             where=path,
             hint="export it with opset 18 to 21",
         )
-    common_passes.InlinePass()(model)
+    try:
+        common_passes.InlinePass()(model)
+    except (ir.passes.PassError, RuntimeError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"its functions cannot be put into the graph: {_root(error)}",
+            where=path,
+            hint="export it without functions",
+        ) from error
     if opset < OPSET:
         _convert(model, opset, path)
     _lift_external_attributes(model)
@@ -297,17 +336,13 @@ def _lift_external_attributes(model: ir.Model) -> None:
 
 
 def _convert(model: ir.Model, opset: int, path: Path) -> None:
-    quiet = logging.getLogger("onnxscript")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
     try:
-        version_converter.convert_version(model, target_version=OPSET, fallback=True)
+        with _quiet("onnxscript"):
+            version_converter.convert_version(model, target_version=OPSET, fallback=True)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelError(
             f"opset {opset} cannot be converted to {OPSET}: {error}", where=path, hint=f"export it with opset {OPSET}"
         ) from error
-    finally:
-        quiet.setLevel(level)
     reached = model.graph.opset_imports.get("")
     if reached != OPSET:
         raise ModelError(

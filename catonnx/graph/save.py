@@ -163,5 +163,13 @@ def is_inside(file: Path, model: Path) -> bool:
 
     A Hugging Face cache is the one lawful exception: all files of a model are links into one folder of blobs.
     """
-    real = file.resolve()
+    try:
+        real = file.resolve()
+    except (OSError, RuntimeError):  # a link to itself
+        return False
     return real.is_relative_to(model.parent.resolve()) or (model.is_symlink() and real.parent == model.resolve().parent)
+
+
+def is_companion(file: Path) -> bool:
+    """Whether a file beside a model really lies there, or where the model's own link leads."""
+    return any(is_inside(file, model) for model in (file.with_name("model.onnx"), *file.parent.glob("*.onnx")))

@@ -87,17 +87,19 @@ class Site:
         width: Number of channels d.
         linears: Its readers with constant weights, in graph order; some may be left in float (`Linear.reason`).
         inside: They stand in a body of If, Loop or Scan, which no calibration looks into.
+        name: Name of the activation when it was found, with a linear's where several bodies may read it; unique in the
+            model. A pass may rename the value later.
     """
 
     value: ir.Value
     width: int
     linears: tuple[Linear, ...]
     inside: bool = False
+    name: str = dataclasses.field(init=False)
 
-    @property
-    def name(self) -> str:
-        """Name of the activation, with a linear's where several bodies may read it; unique in the model."""
-        return f"{self.value.name}/{self.linears[0].name}" if self.inside else self.value.name or ""
+    def __post_init__(self) -> None:
+        name = f"{self.value.name}/{self.linears[0].name}" if self.inside else self.value.name or ""
+        object.__setattr__(self, "name", name)
 
     @property
     def read(self) -> ir.Value:

@@ -121,7 +121,8 @@ class ActivationGrid:
     def _encode(self, rows: Floats) -> tuple[Floats, Floats, Floats]:
         """Return codes as floats (..., groups, d / groups), scales and offsets (..., groups, 1)."""
         kind = np.dtype(np.float64 if rows.dtype == np.float64 else np.float32).type
-        split = rows.reshape(*rows.shape[:-1], self.groups(rows.shape[-1]), -1).astype(kind)
+        groups = self.groups(rows.shape[-1])
+        split = rows.reshape(*rows.shape[:-1], groups, rows.shape[-1] // groups).astype(kind)
         scale, offset = self._scales(split, kind)
         codes = split if self.symmetric else split - offset
         codes = codes / scale

@@ -13,6 +13,7 @@ Source: Federici et al., "Dissecting Quantization Error: A Concentration-Alignme
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -36,7 +37,7 @@ def concentration_x(moments: Moments, symmetric: bool) -> float:
 
 
 def concentration_rows(rows: NDArray[Any], group_size: int | None = None, symmetric: bool = False) -> float:
-    """Return C(x) of sampled rows.
+    """Return C(x) of sampled rows; infinite if no row has a range, since such rows are rounded to what they are.
 
     With groups, each range is weighted by its share of the channels: exact if the groups of W carry equal energy.
 
@@ -46,7 +47,7 @@ def concentration_rows(rows: NDArray[Any], group_size: int | None = None, symmet
         symmetric: Ranges are ``2 max|x|`` instead of ``max - min``.
 
     Raises:
-        ValueError: Groups do not divide d, or no row has a range.
+        ValueError: Groups do not divide d.
     """
     rows = np.asarray(rows, dtype=np.float64)
     width = rows.shape[1]
@@ -56,9 +57,7 @@ def concentration_rows(rows: NDArray[Any], group_size: int | None = None, symmet
     split = rows.reshape(len(rows), -1, size)
     ranges = 2 * np.abs(split).max(axis=2) if symmetric else split.max(axis=2) - split.min(axis=2)
     noise = size / width * float(np.sum(ranges**2))
-    if not noise > 0:
-        raise ValueError(f"{len(rows)} rows have no range; concentration needs rows that vary")
-    return float(np.sum(rows**2) / noise)
+    return float(np.sum(rows**2) / noise) if noise > 0 else math.inf
 
 
 def concentration_w(weight: NDArray[Any], group_size: int | None, symmetric: bool = True) -> float:

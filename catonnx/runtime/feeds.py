@@ -224,6 +224,9 @@ def _check_array(array: np.ndarray, item: ModelInput, where: str) -> None:
     if not fits:
         shown = ", ".join("?" if dim is None else str(dim) for dim in item.shape)
         raise CalibrationError(f"the array has shape {list(array.shape)} where the model takes [{shown}]", where=where)
+    if array.shape[:1] == (0,) != item.shape[:1]:
+        # Some kernels divide by the batch size: ONNX Runtime, and we with it, would be gone without a word.
+        raise CalibrationError("the array is empty: there is not one sequence in it", where=where)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise CalibrationError("the array holds NaN or Inf", where=where)
 

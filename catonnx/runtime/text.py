@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from catonnx.errors import CalibrationError
+from catonnx.graph.save import is_companion
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -129,6 +130,7 @@ def _load_tokenizer(path: Path) -> Tokenizer:
         raise CalibrationError("text needs the tokenizers package", hint="pip install tokenizers") from error
     if not path.is_file():
         raise CalibrationError("text was given but there is no tokenizer", where=path, hint=_TOKENIZER_HINT)
+    _check_beside(path)
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the package raises bare Exception and nothing narrower
@@ -145,17 +147,26 @@ def configured_bos(folder: Path) -> int | None:
     nested = files[2].get("model")
     for content in (*files[:2], nested if isinstance(nested, dict) else {}):
         bos = content.get("bos_token_id")
-        if isinstance(bos, int):
+        if isinstance(bos, int) and not isinstance(bos, bool):
+            if not 0 <= bos < 1 << 31:
+                raise CalibrationError("the BOS id in the configuration is no token id", where=folder)
             return bos
     return None
+
+
+def _check_beside(path: Path) -> None:
+    """Refuse a file that is a link out of the model's folder."""
+    if not is_companion(path):
+        raise CalibrationError("this is a link out of the model's folder", where=path, hint="copy the file there")
 
 
 def _read_json(path: Path) -> Mapping[str, object]:
     if not path.is_file():
         return {}
+    _check_beside(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CalibrationError(f"the file is not JSON: {error}", where=path) from error
     if not isinstance(content, dict):
         raise CalibrationError("the file is not a JSON object", where=path)

@@ -31,8 +31,8 @@ In float32 the transforms themselves cost 1e-6 to 1e-5 on real models: another o
 AS_WRITTEN: Optimization = "basic"
 """How far ONNX Runtime may rewrite two graphs that have to agree.
 
-Its fusion of a norm in plain operators takes another epsilon than a graph may have (1.31 does from 0.01 on), which
-moves outputs by 1e-3: the source and what we made of it would differ only because one of them is still fused."""
+Its fusions may change the function: 1.31 makes the epsilon of a norm in plain operators 1e-5 where it is an initializer
+that is an input too, as old exporters write it. The source and what we made of it would differ for that alone."""
 
 _IN_FLOAT = {"session.disable_prepacking": "1"}
 """Session configuration of models in float: packed, each weight stands in memory twice, for a run or two."""

@@ -1,106 +1,19 @@
-"""Small ONNX graphs by hand, and what the tests of the graph room do with them."""
+"""What the tests of the graph room do with small ONNX graphs made by hand."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from catonnx.graph.absorb import Absorption, trace
 from catonnx.graph.shapes import Shapes
 from catonnx.graph.sites import Selection, Site, find_sites
+from models.net import Arrays, Length, Net
 
-Arrays = Mapping[str, np.ndarray]
-Length = int | str | None
-
-
-class Net:
-    """A graph under construction; values are their names.
-
-    Args:
-        seed: Of the numbers in its constants.
-        opset: Of the default domain.
-    """
-
-    def __init__(self, seed: int = 0, opset: int = 21) -> None:
-        self.random = np.random.default_rng(seed)
-        self.opset = opset
-        self.nodes: list[onnx.NodeProto] = []
-        self.inputs: list[onnx.ValueInfoProto] = []
-        self.outputs: list[str] = []
-        self.initializers: dict[str, np.ndarray] = {}
-        self._domains: set[str] = set()
-        self._count = 0
-
-    def name(self, hint: str) -> str:
-        """Return a new name."""
-        self._count += 1
-        return f"{hint}_{self._count}"
-
-    def input(self, name: str, shape: Sequence[Length] | None, dtype: int = TensorProto.FLOAT) -> str:
-        """Add a graph input."""
-        self.inputs.append(helper.make_tensor_value_info(name, dtype, shape))
-        return name
-
-    def constant(self, array: np.ndarray | float | Sequence[int], hint: str = "c") -> str:
-        """Add an initializer; numbers without a type become float32, whole ones int64."""
-        data = np.asarray(array)
-        if data.dtype == np.float64:
-            data = data.astype(np.float32)
-        name = self.name(hint)
-        self.initializers[name] = data
-        return name
-
-    def constant_node(self, array: np.ndarray) -> str:
-        """Add a Constant node."""
-        tensor = numpy_helper.from_array(np.asarray(array).astype(np.float32), "")
-        return self.op("Constant", value=tensor)
-
-    def normal(self, *shape: int, hint: str = "w") -> str:
-        """Add a random initializer whose products keep their size."""
-        return self.constant(self.random.normal(size=shape) / np.sqrt(shape[0]) if shape else 0.7, hint)
-
-    def vector(self, *shape: int, hint: str = "v") -> str:
-        """Add an initializer of numbers between 1/2 and 2, none near zero."""
-        return self.constant(self.random.uniform(0.5, 2, size=shape), hint)
-
-    def op(self, operator: str, *inputs: str, result: str | None = None, domain: str = "", **attributes: Any) -> str:
-        """Add a node and return its first output."""
-        return self.ops(
-            operator, *inputs, results=[result or self.name(operator.lower())], domain=domain, **attributes
-        )[0]
-
-    def ops(
-        self, operator: str, *inputs: str, results: Sequence[str], domain: str = "", **attributes: Any
-    ) -> list[str]:
-        """Add a node with several outputs."""
-        node = helper.make_node(operator, inputs, list(results), name=self.name("node"), domain=domain, **attributes)
-        self.nodes.append(node)
-        self._domains |= {domain} if domain else set()
-        return list(results)
-
-    def output(self, value: str) -> str:
-        """Make a value an output of the graph, and return it."""
-        if value not in self.outputs:
-            self.outputs.append(value)
-        return value
-
-    def proto(self) -> onnx.ModelProto:
-        """Return the model."""
-        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self.outputs]
-        tensors = [numpy_helper.from_array(array, name) for name, array in self.initializers.items()]
-        graph = helper.make_graph(self.nodes, "small", self.inputs, outputs, tensors)
-        imports = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(d, 1) for d in sorted(self._domains))]
-        return helper.make_model(graph, opset_imports=imports, ir_version=10)
-
-    def model(self) -> ir.Model:
-        """Return the model as the passes see it."""
-        return ir.from_proto(self.proto())
+__all__ = ["Arrays", "Length", "Net", "absorbable", "relative_error", "run", "site_of"]
 
 
 def run(model: ir.Model | onnx.ModelProto, feeds: Arrays, *, optimize: bool = False) -> dict[str, np.ndarray]:

@@ -11,9 +11,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from models.fused_attention import CHANNELS, DEPTH, FusedAttention
 from tests.graph.builder import Net, absorbable, run
 from tests.graph.equivalence import assert_equivalent, assert_same, rewritten
-from tests.graph.fused_attention import CHANNELS, DEPTH, FusedAttention
 
 TOLERANCE = 1e-5
 """Relative L2. Measured over these layers: worst 3e-7."""

@@ -14,8 +14,8 @@ from onnx import TensorProto
 from catonnx.graph.dims import Dim
 from catonnx.graph.shape_rules import Shape
 from catonnx.graph.shapes import Shapes
+from models.random_graphs import BATCH, DECODE, PREFILL, random_graph
 from tests.graph.builder import Net, run
-from tests.graph.random_graphs import BATCH, DECODE, PREFILL, random_graph
 
 
 def shape_of(net: Net, name: str) -> Shape | None:

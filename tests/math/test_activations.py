@@ -210,3 +210,15 @@ def test_searches_refuse_what_they_cannot_use() -> None:
         fixed_range(np.ones((2, 4)), ActivationGrid(4, group_size=2))
     with pytest.raises(ValueError, match="fixed"):
         search_clip(np.ones((2, 4)), ActivationGrid(4, fixed=(1.0, 0.0)))
+
+
+@pytest.mark.parametrize("group", [None, 2])
+def test_no_rows_stay_no_rows(group: int | None) -> None:
+    grid = ActivationGrid(8, False, group)
+    assert grid.round(np.zeros((0, 6), np.float32)).shape == (0, 6)
+    codes, scales, offsets = grid.encode(np.zeros((2, 0, 6), np.float32))
+    assert (codes.shape, scales.shape, offsets.shape) == (
+        (2, 0, 6),
+        (2, 0, 6 // (group or 6)),
+        (2, 0, 6 // (group or 6)),
+    )

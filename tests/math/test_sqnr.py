@@ -204,8 +204,9 @@ def test_concentration_of_rows_predicts_the_error_of_rounding_them(group_size: i
     assert measured == pytest.approx(predicted, abs=0.1)  # measured: 0.03 at most
 
 
-def test_concentration_of_rows_without_range_is_refused() -> None:
-    with pytest.raises(ValueError, match="have no range"):
-        concentration_rows(np.zeros((3, 4)))
+def test_rows_without_range_are_rounded_to_what_they_are() -> None:
+    assert concentration_rows(np.full((3, 4), 0.7)) == np.inf
+    assert concentration_rows(np.zeros((3, 4)), symmetric=True) == np.inf
+    assert predicted_sqnr_db(0.5, 0.1, np.inf) == predicted_sqnr_db(0.5, 0.1)
     with pytest.raises(ValueError, match="do not tile 6"):
         concentration_rows(np.ones((3, 6)), 4)

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 from catonnx.errors import CalibrationError
-from catonnx.runtime.text import TokenStream, pack_text, read_text
+from catonnx.runtime.text import TokenStream, configured_bos, pack_text, read_text
 
 Folder = Callable[..., Path]
 
@@ -124,3 +124,32 @@ def test_reading_text(tmp_path: Path) -> None:
         read_text(path)
     path.write_text("grüße", encoding="utf-8")
     assert read_text(path) == "grüße"
+
+
+@pytest.mark.parametrize("bos", [-1, 2**31, 10**400, True])
+def test_a_bos_that_is_no_token_id(bos: int, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(f'{{"bos_token_id": {str(bos).lower()[:4000]}}}', encoding="utf-8")
+    if bos is True:
+        assert configured_bos(tmp_path) is None
+        return
+    with pytest.raises(CalibrationError, match="no token id"):
+        configured_bos(tmp_path)
+
+
+def test_a_config_nested_without_end_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(CalibrationError, match="the file is not JSON"):
+        configured_bos(tmp_path)
+
+
+def test_a_config_outside_of_the_folder_is_not_read(tmp_path: Path) -> None:
+    folder, blobs = tmp_path / "model", tmp_path / "blobs"
+    folder.mkdir()
+    blobs.mkdir()
+    (blobs / "1").write_text('{"bos_token_id": 5}', encoding="utf-8")
+    (blobs / "2").touch()
+    (folder / "config.json").symlink_to(blobs / "1")
+    with pytest.raises(CalibrationError, match="a link out of the model's folder"):
+        configured_bos(folder)
+    (folder / "model.onnx").symlink_to(blobs / "2")  # as in a cache of Hugging Face, where the model lies there too
+    assert configured_bos(folder) == 5

@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from onnx import TensorProto
 
-from tests.graph.builder import Arrays, Net
-from tests.graph.fused_attention import DEPTH, FusedAttention
+from models.fused_attention import DEPTH, FusedAttention
+from models.net import Arrays, Net
 
 WIDTHS = (4, 6, 8, 12)
 BATCH, PREFILL, DECODE = 2, 3, 1
@@ -29,6 +30,7 @@ class RandomGraph:
         caches: (input, output, heads, head width) of each attention cache.
         seq: Name or length of the second axis.
         choose: Where every choice comes from.
+        widths: Channels that steps may have.
     """
 
     net: Net
@@ -36,6 +38,7 @@ class RandomGraph:
     caches: list[tuple[str, str, int, int]]
     seq: str | int
     choose: random.Random
+    widths: tuple[int, ...] = WIDTHS
 
     def feeds(self, length: int, pasts: Arrays | None = None) -> dict[str, np.ndarray]:
         """Return inputs for `length` new rows; without `pasts` the caches are empty."""
@@ -54,18 +57,35 @@ class Flow:
     width: int
 
 
-def random_graph(choose: random.Random) -> RandomGraph:
-    """Draw a graph of one to four linears with up to three steps before each."""
-    net = Net(choose.randrange(1 << 30), opset=choose.choice((21, 23)))
-    width, seq = choose.choice(WIDTHS), choose.choice(("seq", "seq", PREFILL))
-    graph = RandomGraph(net, width, [], seq, choose)
+Step: TypeAlias = Callable[[RandomGraph, Flow], Flow]
+
+
+def random_graph(
+    choose: random.Random,
+    *,
+    opsets: Sequence[int] = (21, 23),
+    widths: tuple[int, ...] = WIDTHS,
+    more_steps: Sequence[Step] = (),
+) -> RandomGraph:
+    """Draw a graph of one to four linears with up to three steps before each.
+
+    Args:
+        choose: Where every choice comes from.
+        opsets: One of them is taken.
+        widths: Channels that steps may have.
+        more_steps: Drawn from beside `STEPS`.
+    """
+    net = Net(choose.randrange(1 << 30), opset=choose.choice(opsets))
+    width, seq = choose.choice(widths), choose.choice(("seq", "seq", PREFILL))
+    graph = RandomGraph(net, width, [], seq, choose, widths)
     flow = Flow(net.input("x", ["batch", seq, width]), width)
+    steps = (*STEPS, *more_steps)
     for _ in range(choose.randint(1, 4)):
         start = flow
         if choose.random() < 0.6:
             flow = _watched(graph, linear(graph, flow))
         for _ in range(choose.choice((0, 1, 1, 2, 3))):
-            flow = _watched(graph, choose.choice(STEPS)(graph, flow))
+            flow = _watched(graph, choose.choice(steps)(graph, flow))
         flow = _site(graph, flow)
         if flow.width == start.width and choose.random() < 0.3:
             flow = Flow(net.op("Add", start.value, flow.value), flow.width)
@@ -90,7 +110,7 @@ def _watched(graph: RandomGraph, flow: Flow) -> Flow:
 def _site(graph: RandomGraph, flow: Flow) -> Flow:
     """One to three linears that read the value; sometimes two of them share a weight."""
     net, choose = graph.net, graph.choose
-    width = choose.choice(WIDTHS)
+    width = choose.choice(graph.widths)
     readers = [linear(graph, _other_rows(graph, flow), width) for _ in range(choose.choice((1, 1, 2, 3)))]
     if choose.random() < 0.1:
         shared = net.normal(flow.width, width)
@@ -146,7 +166,7 @@ def _weight(graph: RandomGraph, rows: int, columns: int) -> np.ndarray:
 def linear(graph: RandomGraph, flow: Flow, width: int | None = None) -> Flow:
     """MatMul or Gemm, with or without a bias."""
     net, choose = graph.net, graph.choose
-    width = width or choose.choice(WIDTHS)
+    width = width or choose.choice(graph.widths)
     if choose.random() < 0.15:
         return _gemm(graph, flow, width)
     result = net.op("MatMul", flow.value, spelled(graph, _weight(graph, flow.width, width)))
@@ -225,7 +245,7 @@ def _norm(graph: RandomGraph, flow: Flow) -> Flow:
     net, choose = graph.net, graph.choose
     scale, bias = _vector(graph, flow.width), _vector(graph, flow.width)
     kind = choose.randrange(7)
-    if kind == 0:
+    if kind == 0 and net.opset >= 17:
         inputs = [flow.value, scale, bias][: choose.choice((2, 3))]
         return Flow(net.op("LayerNormalization", *inputs, axis=-1), flow.width)
     if kind == 1:
@@ -239,12 +259,25 @@ def _norm(graph: RandomGraph, flow: Flow) -> Flow:
         return Flow(net.op(operator, *inputs, domain="com.microsoft"), flow.width)
     value = flow.value
     if kind > 4:
-        value = net.op("Sub", value, net.op("ReduceMean", value, net.constant([-1]), keepdims=1))
-    mean = net.op("ReduceMean", net.op("Pow", value, net.constant(2.0)), net.constant([-1]), keepdims=1)
+        value = net.op("Sub", value, _mean(net, value))
+    mean = _mean(net, net.op("Pow", value, net.constant(2.0)))
     root = net.op("Sqrt", net.op("Add", mean, net.constant(1e-2)))
     value = net.op("Div", value, root)
     value = net.op("Mul", *_shuffled(choose, [value, scale]))
     return Flow(net.op("Add", value, bias) if choose.random() < 0.5 else value, flow.width)
+
+
+def _mean(net: Net, value: str) -> str:
+    """Over channels, as every opset spells it."""
+    if net.opset < 18:
+        return net.op("ReduceMean", value, axes=[-1], keepdims=1)
+    return net.op("ReduceMean", value, net.constant([-1]), keepdims=1)
+
+
+def _equal_parts(net: Net, value: str, count: int, axis: int, hint: str = "part") -> list[str]:
+    """Split evenly, as every opset spells it."""
+    told: dict[str, Any] = {"num_outputs": count} if net.opset >= 18 else {}
+    return net.ops("Split", value, results=[net.name(hint) for _ in range(count)], axis=axis, **told)
 
 
 def _pointwise(graph: RandomGraph, flow: Flow) -> Flow:
@@ -287,7 +320,7 @@ def _pointwise(graph: RandomGraph, flow: Flow) -> Flow:
 def _gelu(graph: RandomGraph, value: str) -> str:
     """Gelu as one node or in pieces, as exporters write it."""
     net = graph.net
-    if graph.choose.random() < 0.4:
+    if graph.choose.random() < 0.4 and net.opset >= 20:
         return net.op("Gelu", value)
     if graph.choose.random() < 0.5:
         inner = net.op("Add", net.op("Erf", net.op("Div", value, net.constant(1.4142))), net.constant(1.0))
@@ -300,7 +333,7 @@ def _gelu(graph: RandomGraph, value: str) -> str:
 
 def _gate(graph: RandomGraph, flow: Flow) -> Flow:
     net, choose = graph.net, graph.choose
-    width = choose.choice(WIDTHS)
+    width = choose.choice(graph.widths)
     up, gate = linear(graph, flow, width), linear(graph, flow, choose.choice((width, width, width, 1)))
     gate = Flow(net.op(choose.choice(("Sigmoid", "Relu", "Softplus", "Identity")), gate.value), gate.width)
     if choose.random() < 0.3:
@@ -313,7 +346,7 @@ def _gate(graph: RandomGraph, flow: Flow) -> Flow:
 
 def _sum(graph: RandomGraph, flow: Flow) -> Flow:
     net, choose = graph.net, graph.choose
-    width = choose.choice(WIDTHS)
+    width = choose.choice(graph.widths)
     left = _pointwise(graph, linear(graph, flow, width)) if choose.random() < 0.5 else linear(graph, flow, width)
     right = linear(graph, flow, choose.choice((width, width, width, 1)))
     return Flow(net.op(choose.choice(("Add", "Sub")), left.value, right.value), width)
@@ -322,7 +355,7 @@ def _sum(graph: RandomGraph, flow: Flow) -> Flow:
 def _split(graph: RandomGraph, flow: Flow) -> Flow:
     """A fused projection cut in parts, of which one, or a combination, goes on."""
     net, choose = graph.net, graph.choose
-    width = choose.choice(WIDTHS)
+    width = choose.choice(graph.widths)
     whole = linear(graph, flow, 2 * width + (2 if choose.random() < 0.3 else 0))
     if choose.random() < 0.3:
         whole = _norm(graph, whole)
@@ -345,7 +378,7 @@ def _split(graph: RandomGraph, flow: Flow) -> Flow:
 def _parts(graph: RandomGraph, flow: Flow) -> Flow:
     """Three windows of a fused projection, of which one, or two together, go on; now and then two overlap."""
     net, choose = graph.net, graph.choose
-    width = choose.choice(WIDTHS)
+    width = choose.choice(graph.widths)
     whole = linear(graph, flow, 3 * width)
     if choose.random() < 0.2:
         whole = _norm(graph, whole)
@@ -367,7 +400,7 @@ def _parts(graph: RandomGraph, flow: Flow) -> Flow:
             else:
                 values = [net.op("Gather", stack, net.constant(np.array(index)), axis=axis) for index in indices]
         else:
-            names = net.ops("Split", stack, results=[net.name("part") for _ in range(3)], axis=axis, num_outputs=3)
+            names = _equal_parts(net, stack, 3, axis)
             values = [net.op("Squeeze", name, net.constant([axis])) for name in names]
     first, second, third = choose.sample(values, 3)
     net.output(net.op("Tanh", third))
@@ -405,7 +438,7 @@ def _repeat(graph: RandomGraph, flow: Flow) -> Flow:
         value, wide = net.op("Unsqueeze", flow.value, net.constant([-1])), [flow.width, times]
     value = net.op("Expand", value, net.constant([1, 1, *wide]))
     if choose.random() < 0.3 and wide[0] == 2:
-        value, other = net.ops("Split", value, results=[net.name("part"), net.name("part")], axis=2, num_outputs=2)
+        value, other = _equal_parts(net, value, 2, 2)
         net.output(other)
         wide[0] = 1
     width = wide[0] * wide[1]
@@ -430,7 +463,7 @@ def _attention(graph: RandomGraph, flow: Flow) -> Flow:
     query = _heads(graph, linear(graph, flow, heads * depth), heads, depth)
     if choose.random() < 0.3:
         fused = linear(graph, flow, 2 * groups * depth)
-        names = net.ops("Split", fused.value, results=[net.name("k"), net.name("v")], axis=-1, num_outputs=2)
+        names = _equal_parts(net, fused.value, 2, -1, "state")
         flows = [Flow(name, groups * depth) for name in names]
     else:
         flows = [linear(graph, flow, groups * depth) for _ in range(2)]
@@ -448,6 +481,8 @@ def _attention(graph: RandomGraph, flow: Flow) -> Flow:
 def _fused_attention(graph: RandomGraph, flow: Flow) -> Flow:
     """Attention as one operator."""
     net, choose = graph.net, graph.choose
+    if net.opset < 15:
+        return _attention(graph, flow)  # Shape has no start and end yet, which its lengths are made with
     operators = ["GroupQueryAttention", "MultiHeadAttention", "Attention", *(["standard"] if net.opset == 23 else [])]
     operator = choose.choice(operators)
     shared, free = choose.choice((1, 2)), graph.seq == "seq"
@@ -533,7 +568,7 @@ def _repeated(graph: RandomGraph, state: str, repeats: int, heads: int, depth: i
     return net.op("Reshape", wide, target)
 
 
-STEPS: tuple[Callable[[RandomGraph, Flow], Flow], ...] = (
+STEPS: tuple[Step, ...] = (
     linear,
     _multiply,
     _multiply,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from tests.graph.builder import Arrays, Net
+from models.net import Arrays, Net
 
 BATCH, CHANNELS, DEPTH = 2, 6, 16
 
