@@ -7,17 +7,22 @@ of one weight compose without rounding between them and no more than one weight 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from catonnx.errors import VerificationError
-from catonnx.graph.constants import constant_source
+from catonnx.graph.constants import constant_shape, constant_source, constant_type
 
 Compute = Callable[[], np.ndarray]
+RowMap = Callable[[np.ndarray], np.ndarray]
 _FLOAT64 = "catonnx.float64"
+_PIECE = 1 << 23
+"""Numbers that are mapped at a time."""
 
 
 def float64_of(value: ir.Value) -> Compute:
@@ -100,17 +105,90 @@ def set_folded(
     """
 
     def realize() -> ir.TensorProtocol:
-        exact = compute()
-        with np.errstate(over="ignore"):
-            array = exact.astype(dtype.numpy())
-        if not np.isfinite(array).all() and np.isfinite(exact).all():
-            raise VerificationError(
-                f"numbers of the new basis reach {np.abs(exact).max():.1e} and overflow {dtype.name.lower()}",
-                where=f"input {index} of {node.name}",
-                hint="leave the layer out with --exclude, choose another --transform, or take a float32 model",
-            )
-        return ir.Tensor(array, dtype=dtype)
+        return ir.Tensor(_rounded(compute(), dtype, node, index), dtype=dtype)
 
+    _set_lazy(graph, names, node, index, compute, realize, shape, dtype, wanted)
+
+
+def set_mapped(graph: ir.Graph, names: Names, node: ir.Node, index: int, axis: int, rows: RowMap, wanted: str) -> None:
+    """Give one input of a node a constant of its own whose rows along an axis are mapped.
+
+    A constant that nobody has folded yet is mapped piece by piece: an embedding table in float64 may not fit.
+
+    Args:
+        graph: The graph that holds the node.
+        names: Free names.
+        node: The reader; other readers of the old constant keep it.
+        index: Which input.
+        axis: The axis that becomes the rows' last.
+        rows: Maps rows (..., d) in float64 to rows of the same shape.
+        wanted: Name for it.
+
+    Raises:
+        VerificationError: when it is needed, if it does not fit its type.
+    """
+    value = node.inputs[index]
+    shape, dtype, source = constant_shape(value), constant_type(value), constant_source(value)
+    assert value is not None, f"{node.name} has no input {index}"
+    assert source is not None, f"{value.name} is no constant"
+    assert shape is not None, f"{value.name} has no shape"
+    whole, read = float64_of(value), source
+    is_pending = value.const_value is not None and _FLOAT64 in value.const_value.meta
+
+    def compute() -> np.ndarray:
+        return _mapped(whole(), axis, rows)
+
+    def realize() -> ir.TensorProtocol:
+        if is_pending:
+            return ir.Tensor(_rounded(compute(), dtype, node, index), dtype=dtype)
+        array, result = read(), np.empty(shape, dtype.numpy())
+        for piece in _pieces(shape, axis):
+            exact = _mapped(array[piece].astype(np.float64), axis, rows)
+            result[piece] = _rounded(exact, dtype, node, index)
+        return ir.Tensor(result, dtype=dtype)
+
+    _set_lazy(graph, names, node, index, compute, realize, shape, dtype, wanted)
+
+
+def _mapped(array: np.ndarray, axis: int, rows: RowMap) -> np.ndarray:
+    return np.moveaxis(rows(np.moveaxis(array, axis, -1)), -1, axis)
+
+
+def _pieces(shape: Sequence[int], axis: int) -> Iterator[tuple[slice, ...]]:
+    """Cut a constant along its longest axis but `axis`."""
+    others = [other for other in range(len(shape)) if other != axis]
+    along = max(others, key=lambda other: shape[other], default=axis)
+    size = math.prod(shape)
+    count = min(max(1, size // _PIECE), shape[along]) if others else 1
+    bounds = np.linspace(0, shape[along], count + 1).astype(int)
+    for start, stop in pairwise(bounds):
+        yield (*(slice(None),) * along, slice(int(start), int(stop)))
+
+
+def _rounded(exact: np.ndarray, dtype: ir.DataType, node: ir.Node, index: int) -> np.ndarray:
+    """Bring numbers to the type that they are kept in."""
+    with np.errstate(over="ignore"):
+        array: np.ndarray = exact.astype(dtype.numpy())
+    if not np.isfinite(array).all() and np.isfinite(exact).all():
+        raise VerificationError(
+            f"numbers of the new basis reach {np.abs(exact).max():.1e} and overflow {dtype.name.lower()}",
+            where=f"input {index} of {node.name}",
+            hint="leave the layer out with --exclude, choose another --transform, or take a float32 model",
+        )
+    return array
+
+
+def _set_lazy(
+    graph: ir.Graph,
+    names: Names,
+    node: ir.Node,
+    index: int,
+    compute: Compute,
+    realize: Callable[[], ir.TensorProtocol],
+    shape: Sequence[int],
+    dtype: ir.DataType,
+    wanted: str,
+) -> None:
     tensor = ir.LazyTensor(realize, dtype=dtype, shape=ir.Shape(shape), cache=False)
     tensor.meta[_FLOAT64] = compute
     node.replace_input_with(index, add_constant(graph, names, wanted, tensor))
