@@ -6,7 +6,7 @@
 
 W' [K, N] is an initializer that nobody else reads, so that later passes can change it. Constant, Identity, Transpose
 and Cast nodes that only spelled a weight are dropped with it. A site whose linears read it transposed becomes the site
-behind the Transpose.
+behind the Transpose. A second run changes nothing.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import dataclasses
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from catonnx.graph.constants import constant_shape, constant_type
 from catonnx.graph.edits import Names, float64_of, set_folded
 from catonnx.graph.sites import Linear, Selection, find_sites
+from catonnx.passes._protocol import cleaned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,7 @@ class Canonicalize(ir.passes.InPlacePass):
                 modified |= _turn_activation(graph, names, linear.node)
                 modified |= _own_weight(graph, names, linear)
                 modified |= _own_bias(graph, names, linear.node)
-        RemoveUnusedNodesPass()(model)
-        return ir.passes.PassResult(model, modified)
+        return cleaned(model, modified)
 
 
 def _turn_activation(graph: ir.Graph, names: Names, node: ir.Node) -> bool:

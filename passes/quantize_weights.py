@@ -6,6 +6,8 @@
 Weights of 8 bits are int8 [K, N], or uint8 [N, K / group, group]; ONNX Runtime fuses the former to MatMulNBits as well.
 The zero point is left out: the scale carries the sign, so -8 to 7 is used whole. Each MatMul has a DequantizeLinear of
 its own, because ONNX Runtime does not fuse a shared one.
+
+A second run on a linear is refused: its weight is no constant, or it is gone.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from catonnx.errors import ModelError
 from catonnx.graph.constants import constant_shape, constant_type
 from catonnx.graph.edits import Names, add_constant, dequantizer, float64_of
 from catonnx.graph.sites import Linear
 from catonnx.math.rounding import QuantizedWeight
+from catonnx.passes._protocol import check_weights, cleaned
 from catonnx.passes._weight_codes import codes_tensor, nbits_arrays
 from catonnx.progress import Progress, silent
 
@@ -56,6 +58,10 @@ class QuantizeWeights(ir.passes.InPlacePass):
     observe: Observer | None = None
     progress: Progress = silent
 
+    def requires(self, model: ir.Model) -> None:
+        """Refuse linears of another model, and such as were rounded."""
+        check_weights(model, self.linears)
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Round and rewrite every linear."""
         names = Names(model.graph)
@@ -66,8 +72,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
             else:
                 _write_nbits(model.graph, names, linear, rounded, self.accuracy_level)
             self.progress("rounding weights", index + 1, len(self.linears))
-        RemoveUnusedNodesPass()(model)
-        return ir.passes.PassResult(model, bool(self.linears))
+        return cleaned(model, bool(self.linears))
 
 
 def rounded_weight(linear: Linear, rounder: Rounder, dtype: ir.DataType, observe: Observer | None) -> QuantizedWeight:

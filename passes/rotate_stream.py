@@ -20,12 +20,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from catonnx.graph.constants import constant_array, constant_type
 from catonnx.graph.edits import Names, add_constant, float64_of, set_folded, set_mapped
 from catonnx.graph.residual_parts import Shift, Stream, Turn
 from catonnx.math.stream_rotation import StreamRotation
+from catonnx.passes._protocol import cleaned
 from catonnx.passes.shift_outputs import ShiftOutputs
 
 _PACKED_BIAS = 2
@@ -69,8 +69,7 @@ class RotateStream(ir.passes.InPlacePass):
             for node, index in stream.offsets:
                 _take_out(node, index)
         _add_shifts(model, names, shifts)
-        RemoveUnusedNodesPass()(model)
-        return ir.passes.PassResult(model, bool(self.streams))
+        return cleaned(model, bool(self.streams))
 
     def _shifts(self) -> dict[ir.Node, np.ndarray]:
         """Return what the offsets of norms become behind each linear that reads them."""
