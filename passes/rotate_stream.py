@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from catonnx.graph.constants import constant_array, constant_type
-from catonnx.graph.edits import Names, add_constant, float64_of, set_folded, set_mapped
+from catonnx.graph.edits import Names, add_constant, float64_of, set_folded, set_mapped, weighted_sum
 from catonnx.graph.residual_parts import Shift, Stream, Turn
 from catonnx.math.stream_rotation import StreamRotation
 from catonnx.passes._protocol import cleaned
@@ -117,8 +117,8 @@ def _moved_offset(shift: Shift) -> np.ndarray:
     """Return beta W (N,)."""
     node, weight = shift.linear, shift.linear.inputs[1]
     assert weight is not None
-    moved = np.tensordot(float64_of(shift.offset)().reshape(-1), float64_of(weight)(), axes=(0, shift.axis))
-    return np.asarray(moved * node.attributes.get_float("alpha", 1.0))
+    moved = weighted_sum(weight, shift.axis, float64_of(shift.offset)().reshape(-1))
+    return moved * node.attributes.get_float("alpha", 1.0)
 
 
 def _add_shifts(model: ir.Model, names: Names, shifts: Mapping[ir.Node, np.ndarray]) -> None:

@@ -127,20 +127,15 @@ def set_mapped(graph: ir.Graph, names: Names, node: ir.Node, index: int, axis: i
     Raises:
         VerificationError: when it is needed, if it does not fit its type.
     """
-    value = node.inputs[index]
-    shape, dtype, source = constant_shape(value), constant_type(value), constant_source(value)
+    value, shape = node.inputs[index], constant_shape(node.inputs[index])
     assert value is not None, f"{node.name} has no input {index}"
-    assert source is not None, f"{value.name} is no constant"
-    assert shape is not None, f"{value.name} has no shape"
-    whole, read = float64_of(value), source
-    is_pending = value.const_value is not None and _FLOAT64 in value.const_value.meta
+    assert shape is not None, f"{value.name} is no constant"
+    dtype, whole, read = constant_type(value), float64_of(value), _reader(value)
 
     def compute() -> np.ndarray:
         return _mapped(whole(), axis, rows)
 
     def realize() -> ir.TensorProtocol:
-        if is_pending:
-            return ir.Tensor(_rounded(compute(), dtype, node, index), dtype=dtype)
         array, result = read(), np.empty(shape, dtype.numpy())
         for piece in _pieces(shape, axis):
             exact = _mapped(array[piece].astype(np.float64), axis, rows)
@@ -148,6 +143,27 @@ def set_mapped(graph: ir.Graph, names: Names, node: ir.Node, index: int, axis: i
         return ir.Tensor(result, dtype=dtype)
 
     _set_lazy(graph, names, node, index, compute, realize, shape, dtype, wanted)
+
+
+def weighted_sum(value: ir.Value, axis: int, weights: np.ndarray) -> np.ndarray:
+    """Sum a constant matrix along an axis in float64, piece by piece as `set_mapped` maps it.
+
+    Args:
+        value: A constant with two axes.
+        axis: The one that goes.
+        weights: A weight for every index along it.
+    """
+    array = _reader(value)()
+    pieces = (array[piece].astype(np.float64) for piece in _pieces(array.shape, axis))
+    return np.concatenate([np.tensordot(weights, piece, (0, axis)) for piece in pieces])
+
+
+def _reader(value: ir.Value) -> Compute:
+    """Return what reads a constant as it is stored, mapped where it is; in float64 if folds are pending."""
+    tensor, source = value.const_value, constant_source(value)
+    pending = None if tensor is None else tensor.meta.get(_FLOAT64)
+    assert source is not None, f"{value.name} is no constant"
+    return source if pending is None else pending
 
 
 def _mapped(array: np.ndarray, axis: int, rows: RowMap) -> np.ndarray:
@@ -159,7 +175,7 @@ def _pieces(shape: Sequence[int], axis: int) -> Iterator[tuple[slice, ...]]:
     others = [other for other in range(len(shape)) if other != axis]
     along = max(others, key=lambda other: shape[other], default=axis)
     size = math.prod(shape)
-    count = min(max(1, size // _PIECE), shape[along]) if others else 1
+    count = max(1, min(size // _PIECE, shape[along])) if others else 1
     bounds = np.linspace(0, shape[along], count + 1).astype(int)
     for start, stop in pairwise(bounds):
         yield (*(slice(None),) * along, slice(int(start), int(stop)))

@@ -39,9 +39,9 @@ def find_streams(graph: ir.Graph) -> tuple[Stream, ...]:
     streams = []
     for seed in _read_by_norms(graph):
         shape = shapes[seed]
-        if seed in met or not shape or shape[-1].value is None:
+        if seed in met or not shape or shape[-1].value in (None, 1):  # one channel cannot be told from a broadcast
             continue
-        flood = Flood(graph, shapes, shape[-1].value)
+        flood = Flood(graph, shapes, shape[-1].coefficient)
         flood.run(seed, len(shape) - 1)
         met.update(flood.axes)
         if flood.joins:

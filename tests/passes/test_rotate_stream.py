@@ -100,6 +100,22 @@ def test_a_linear_from_a_norm_into_the_stream() -> None:
     check(net, IDS)
 
 
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+@pytest.mark.parametrize("turned", [0, 1])
+def test_matrices_with_factors_of_their_own(turned: int, beta: float) -> None:
+    net = Net(seed=8)
+    x = net.op("Reshape", net.input("x", ["batch", 4]), net.constant([-1, 4]))
+    x = net.op("Gemm", x, net.normal(4, WIDTH), net.vector(WIDTH))
+    shapes = [(20, WIDTH), (WIDTH, 20)] if turned else [(WIDTH, 20), (20, WIDTH)]
+    h = net.op("Gemm", NORMS["layer_node"](net, x), net.normal(*shapes[0]), net.vector(20), transB=turned, alpha=0.7)
+    h = net.op("Tanh", h)
+    h = net.op("Gemm", h, net.normal(*shapes[1]), net.vector(WIDTH), transB=turned, alpha=3.0, beta=beta)
+    x = net.op("Add", x, h)
+    h = NORMS["layer_node"](net, x)
+    net.output(net.op("Gemm", h, net.normal(WIDTH, 5), net.vector(5), alpha=2.0, beta=beta, result="y"))
+    check(net, {"x": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)})
+
+
 def test_patches_of_an_image() -> None:
     net = Net(seed=2)
     image = net.input("image", ["batch", 3, 8, 8])
