@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from catonnx.errors import ModelError, NothingToOptimizeError, UsageError
 from catonnx.graph.absorb import Absorption, trace
+from catonnx.graph.constants import tensor_array
 from catonnx.graph.edits import float64_of
 from catonnx.graph.residual import find_streams
 from catonnx.graph.shapes import Shapes
@@ -131,7 +132,7 @@ def check_weights(opened: Opened) -> None:
         for linear in site.selected:
             tensor = linear.node.inputs[1].const_value  # type: ignore[union-attr]
             assert tensor is not None
-            _check_finite(tensor.numpy(), linear)
+            _check_finite(tensor_array(tensor), linear)
 
 
 def _check_finite(array: np.ndarray, linear: Linear) -> None:

@@ -143,7 +143,7 @@ def inspect(
         work = Path(folder)
         if not recipe.calibration:
             opened = analyse(load.load(source.path), recipe)
-            moments: dict[str, Moments] = {}
+            moments: Mapping[str, Moments] = {}
         else:
             reference = load.bring(source, work)
             opened = analyse(load.load(reference), recipe)
@@ -159,7 +159,7 @@ def inspect(
 
 def _measured(
     opened: Opened, reference: Path, source: load.Source, work: Path, recipe: Recipe, progress: Progress
-) -> dict[str, Moments]:
+) -> Mapping[str, Moments]:
     if not opened.sites:
         return {}
     feeds = calibration_feeds(reference, source, opened, recipe, recipe.samples, progress)

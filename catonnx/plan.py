@@ -16,6 +16,7 @@ from catonnx.errors import CalibrationError, UsageError
 from catonnx.fitting import fit_factors
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import Site
+from catonnx.kept import Kept
 from catonnx.learning import learned
 from catonnx.math.factors import Blocks, Factor, FactorKind, Hadamard, Kronecker, Permutation, Scale
 from catonnx.math.hadamard import largest_hadamard_order
@@ -72,6 +73,7 @@ def make_plan(
     absorptions: Mapping[str, Absorption],
     moments: Mapping[str, Moments],
     weights_of: Callable[[Site], Sequence[np.ndarray]],
+    kept: Kept | None = None,
 ) -> Plan:
     """Choose the transform of every site.
 
@@ -81,10 +83,12 @@ def make_plan(
         absorptions: What the graph can take up before each of them, by site name.
         moments: Their moments, by site name; needed if `recipe.needs_moments`.
         weights_of: Returns the weights [d, N] that read a site and are rounded, float64.
+        kept: Takes down every site once it is settled; those in it are settled already.
 
     Raises:
         CalibrationError: if moments are missing or so ill-conditioned that no damping helps.
     """
+    kept = Kept() if kept is None else kept
     fitted: dict[tuple[str, int], list[Factor]] = {}  # the latest: a Hadamard matrix behind them changes nothing
 
     def fit(wish: Recipe, site: Site, block: int) -> list[Factor]:
@@ -100,14 +104,17 @@ def make_plan(
         placed = _place(wish, site, absorptions[site.name], factors, [*notes, *([note] if note else [])])
         return dataclasses.replace(placed, grid=grid)
 
+    def settled(site: Site) -> SitePlan:
+        arrays = kept.get("plan", site.name)
+        if arrays is None:
+            absorption, seen = absorptions[site.name], moments.get(site.name)
+            plan = _finished(recipe, site, absorption, outline(wishes[site.name], site), seen, weights_of)
+            kept.put("plan", site.name, Plan((plan,)).to_arrays())
+            return plan
+        return Plan.from_arrays(arrays).sites[0]
+
     wishes = affordable(recipe, sites, moments, weights_of, outline)
-    plans = (outline(wishes[site.name], site) for site in sites)
-    return Plan(
-        tuple(
-            _finished(recipe, site, absorptions[site.name], plan, moments.get(site.name), weights_of)
-            for site, plan in zip(sites, plans, strict=True)
-        )
-    )
+    return Plan(tuple(settled(site) for site in sites))
 
 
 def _finished(

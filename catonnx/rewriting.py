@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from catonnx.analysis import Opened
+from catonnx.graph.save import Spill, held
 from catonnx.passes.absorb import Absorb, AbsorbedTransform
 from catonnx.passes.clamp_as_max import ClampAsMax
 from catonnx.passes.insert import Insert, OnlineTransform
@@ -31,6 +32,7 @@ def write_rounded(
     observe: Observer,
     shifts: Mapping[str, np.ndarray] | None,
     progress: Progress,
+    spill: Spill = held,
 ) -> None:
     """Round a transformed model in place, in the form that its recipe wants.
 
@@ -41,15 +43,16 @@ def write_rounded(
         observe: Is told what became of it.
         shifts: What is added to the outputs of linears, once all of them are rounded; `observe` may fill it in.
         progress: Told of long steps.
+        spill: Takes codes and scales out of memory.
     """
     recipe, plans = opened.recipe, plan.by_site()
     linears = tuple(linear for site in opened.sites for linear in site.selected)
     grids = tuple((site, grid) for site in opened.sites if (grid := plans[site.name].grid) is not None)
     if recipe.form == "integer":
-        IntegerProducts(grids, rounder, recipe.provider, observe, progress)(opened.model)
+        IntegerProducts(grids, rounder, recipe.provider, observe, spill, progress)(opened.model)
     else:
         level = recipe.kernel_level
-        QuantizeWeights(linears, rounder, recipe.form, level, observe, progress)(opened.model)
+        QuantizeWeights(linears, rounder, recipe.form, level, observe, spill, progress)(opened.model)
     if shifts:
         ShiftOutputs(shifts)(opened.model)
     if recipe.form == "qdq":

@@ -28,6 +28,7 @@ import numpy as np
 import onnx_ir as ir
 
 from catonnx.graph.edits import Names, add_constant
+from catonnx.graph.save import Spill, held
 from catonnx.graph.shapes import Shapes
 from catonnx.graph.sites import Linear, Site
 from catonnx.math.activations import ActivationGrid
@@ -50,6 +51,7 @@ class IntegerProducts(ir.passes.InPlacePass):
         rounder: Rounds weights, with one scale per output channel.
         provider: Where the model is meant to run.
         observe: Called for each linear with the weight in float64 and what it was rounded to.
+        spill: Takes codes out of memory.
         progress: Told after each linear.
 
     Raises:
@@ -60,6 +62,7 @@ class IntegerProducts(ir.passes.InPlacePass):
     rounder: Rounder
     provider: Provider = "cpu"
     observe: Observer | None = None
+    spill: Spill = held
     progress: Progress = silent
 
     def requires(self, model: ir.Model) -> None:
@@ -82,7 +85,7 @@ class IntegerProducts(ir.passes.InPlacePass):
             for linear in site.selected:
                 rounded = rounded_weight(linear, self.rounder, FLOAT, self.observe)
                 _refuse_groups("weights", rounded.group_size, "per output channel", linear.name)
-                _write_product(constants, linear, rounded, codes, one)
+                _write_product(constants, linear, rounded, codes, one, self.spill)
                 done += 1
                 self.progress("rounding weights", done, total)
         return cleaned(model, bool(wanted))
@@ -179,12 +182,12 @@ def _live_one(constants: Constants) -> ir.Value | None:
 
 
 def _write_product(
-    constants: Constants, linear: Linear, rounded: QuantizedWeight, codes: _Codes, one: ir.Value | None
+    constants: Constants, linear: Linear, rounded: QuantizedWeight, codes: _Codes, one: ir.Value | None, spill: Spill
 ) -> None:
     graph, names, node = constants.graph, constants.names, linear.node
     nodes, weight = Nodes(constants, node, linear.name), node.inputs[1]
     assert weight is not None
-    stored = add_constant(graph, names, f"{weight.name}_int{rounded.bits}", codes_tensor(rounded))
+    stored = add_constant(graph, names, f"{weight.name}_int{rounded.bits}", spill(codes_tensor(rounded)))
     if rounded.bits == 4:
         stored = nodes("weight", "Cast", stored, dtype=ir.DataType.INT8, shape=stored.shape, to=ir.DataType.INT8)
     inputs = [codes.values, stored] if codes.zero_point is None else [codes.values, stored, codes.zero_point]

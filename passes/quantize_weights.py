@@ -22,6 +22,7 @@ import onnx_ir as ir
 from catonnx.errors import ModelError
 from catonnx.graph.constants import constant_shape, constant_type
 from catonnx.graph.edits import Names, add_constant, dequantizer, float64_of
+from catonnx.graph.save import Spill, held
 from catonnx.graph.sites import Linear
 from catonnx.math.rounding import QuantizedWeight
 from catonnx.passes._protocol import check_weights, cleaned
@@ -48,6 +49,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
         form: `qdq` or `nbits`.
         accuracy_level: Written into MatMulNBits (form nbits).
         observe: Called for each linear with the weight in float64 and what it was rounded to.
+        spill: Takes codes and scales out of memory.
         progress: Told after each linear.
     """
 
@@ -56,6 +58,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
     form: Literal["qdq", "nbits"] = "qdq"
     accuracy_level: int = 0
     observe: Observer | None = None
+    spill: Spill = held
     progress: Progress = silent
 
     def requires(self, model: ir.Model) -> None:
@@ -68,9 +71,9 @@ class QuantizeWeights(ir.passes.InPlacePass):
         for index, linear in enumerate(self.linears):
             rounded = rounded_weight(linear, self.rounder, constant_type(linear.node.inputs[1]), self.observe)
             if self.form == "qdq":
-                _write_qdq(model.graph, names, linear, rounded)
+                _write_qdq(model.graph, names, linear, rounded, self.spill)
             else:
-                _write_nbits(model.graph, names, linear, rounded, self.accuracy_level)
+                _write_nbits(model.graph, names, linear, rounded, self.accuracy_level, self.spill)
             self.progress("rounding weights", index + 1, len(self.linears))
         return cleaned(model, bool(self.linears))
 
@@ -95,14 +98,14 @@ def rounded_weight(linear: Linear, rounder: Rounder, dtype: ir.DataType, observe
     return rounded
 
 
-def _write_qdq(graph: ir.Graph, names: Names, linear: Linear, rounded: QuantizedWeight) -> None:
+def _write_qdq(graph: ir.Graph, names: Names, linear: Linear, rounded: QuantizedWeight, spill: Spill) -> None:
     node, group = linear.node, rounded.group_size
     weight = node.inputs[1]
     assert weight is not None
     dtype = constant_type(weight)
-    codes = add_constant(graph, names, f"{weight.name}_int{rounded.bits}", codes_tensor(rounded))
+    codes = add_constant(graph, names, f"{weight.name}_int{rounded.bits}", spill(codes_tensor(rounded)))
     scales = rounded.scales.reshape(-1) if group is None else rounded.scales
-    scale = add_constant(graph, names, f"{weight.name}_scale", ir.Tensor(scales, dtype=dtype))
+    scale = add_constant(graph, names, f"{weight.name}_scale", spill(ir.Tensor(scales, dtype=dtype)))
     attributes = {"axis": 1} if group is None else {"axis": 0, "block_size": group}
     output = ir.Value(
         name=names.new(f"{weight.name}_dequantized"),
@@ -120,7 +123,9 @@ def _write_qdq(graph: ir.Graph, names: Names, linear: Linear, rounded: Quantized
     node.replace_input_with(1, output)
 
 
-def _write_nbits(graph: ir.Graph, names: Names, linear: Linear, rounded: QuantizedWeight, accuracy_level: int) -> None:
+def _write_nbits(
+    graph: ir.Graph, names: Names, linear: Linear, rounded: QuantizedWeight, accuracy_level: int, spill: Spill
+) -> None:
     node = linear.node
     weight = node.inputs[1]
     assert weight is not None
@@ -129,8 +134,8 @@ def _write_nbits(graph: ir.Graph, names: Names, linear: Linear, rounded: Quantiz
     codes, scales = nbits_arrays(rounded, block)
     inputs = [
         node.inputs[0],
-        add_constant(graph, names, f"{weight.name}_uint{rounded.bits}", codes),
-        add_constant(graph, names, f"{weight.name}_scale", ir.Tensor(scales, dtype=dtype)),
+        add_constant(graph, names, f"{weight.name}_uint{rounded.bits}", spill(ir.Tensor(codes))),
+        add_constant(graph, names, f"{weight.name}_scale", spill(ir.Tensor(scales, dtype=dtype))),
     ]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     own_bias = constant_shape(bias) == (linear.outputs,)

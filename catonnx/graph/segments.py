@@ -20,10 +20,7 @@ import onnx_ir as ir
 
 from catonnx.graph.edits import Names
 from catonnx.graph.sites import Site
-from catonnx.graph.stages import Stage, Tap, reads
-
-_RANDOM = frozenset("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
-"""Operators that give something else when they run a second time."""
+from catonnx.graph.stages import RANDOM, Stage, Tap, reads
 
 _SMALL = frozenset({"Shape", "Size"})
 """Operators that never wait: a few numbers are handed over instead of an activation."""
@@ -106,7 +103,7 @@ class _Schedule:
         self._levels.update(dict.fromkeys(node.outputs, level))
 
     def _is_constant(self, node: ir.Node) -> bool:
-        if node.op_type in _RANDOM or any(output in self._taps for output in node.outputs):
+        if node.op_type in RANDOM or any(output in self._taps for output in node.outputs):
             return False
         return all(value in self._constants or value.is_initializer() for value in self._reads[node])
 

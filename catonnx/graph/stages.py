@@ -12,6 +12,9 @@ from catonnx.graph.constants import constant_type
 from catonnx.graph.edits import Names, add_constant
 from catonnx.graph.sites import Linear, Site
 
+RANDOM = frozenset("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
+"""Operators that give something else when they run a second time."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tap:

@@ -168,7 +168,7 @@ class _Subject:
 
     @classmethod
     def of(cls, session: InferenceSession) -> _Subject:
-        names = compared_outputs(session)
+        names = compared_outputs(node.name for node in session.get_outputs())
         return cls(session, InputSpec.from_session(session), [LOGITS] if LOGITS in names else names)
 
     def run(self, tokens: np.ndarray) -> list[np.ndarray]:
