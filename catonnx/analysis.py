@@ -12,10 +12,13 @@ from catonnx.errors import ModelError, NothingToOptimizeError, UsageError
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.constants import tensor_array
 from catonnx.graph.edits import float64_of
+from catonnx.graph.residual import find_streams
 from catonnx.graph.shapes import Shapes
 from catonnx.graph.sharing import trace_sites
 from catonnx.graph.sites import Found, Linear, Selection, Site, find_sites
+from catonnx.math.stream_rotation import StreamRotation
 from catonnx.passes.canonicalize import Canonicalize
+from catonnx.passes.rotate_stream import RotateStream
 from catonnx.passes.unfuse import Unfuse
 from catonnx.passes.unstack import Unstack
 from catonnx.recipe import Recipe
@@ -35,6 +38,7 @@ class Opened:
         sites: The sites that hold a linear to be rounded, in graph order.
         absorptions: What the graph can take up before each of these, by name.
         recipe: The wish that it was opened for.
+        turned: What became of its residual streams, for people; empty if they were not to be turned.
     """
 
     model: ir.Model
@@ -42,6 +46,7 @@ class Opened:
     sites: tuple[Site, ...]
     absorptions: Mapping[str, Absorption]
     recipe: Recipe
+    turned: tuple[str, ...] = ()
 
     def left_alone(self) -> tuple[tuple[str, str, str], ...]:
         """Return (node, operator, reason) of everything that looks like a linear and is not rounded."""
@@ -55,18 +60,42 @@ def analyse(model: ir.Model, recipe: Recipe) -> Opened:
     Args:
         model: As `graph.load.load` returns it; changed in place.
         recipe: Which linears are wanted.
+
+    Raises:
+        UsageError: if the recipe wants the residual stream turned, and there is none that can be.
     """
     selection = Selection(recipe.include, recipe.exclude, recipe.lm_head)
     Unfuse(selection)(model)
     Unstack(selection)(model)
     Canonicalize(selection)(model)
     found = find_sites(model.graph, selection)
+    turned: tuple[str, ...] = ()
+    if recipe.rotate and MARK not in model.metadata_props and any(site.selected for site in found.sites):
+        turned = _turn_streams(model, recipe)
+        found = find_sites(model.graph, selection)
     sites = tuple(site for site in found.sites if site.selected)
     shapes = Shapes(model.graph)
     # A cache in another basis must be proven to fit the model that wrote it; where it cannot, it stays as it is.
     change_caches = recipe.caches == "transformed" and can_be_continued(model)
     absorptions = trace_sites(found.sites, shapes, change_caches=change_caches)
-    return Opened(model, found, sites, absorptions, recipe)
+    return Opened(model, found, sites, absorptions, recipe, turned)
+
+
+def _turn_streams(model: ir.Model, recipe: Recipe) -> tuple[str, ...]:
+    """Turn every residual stream that can be, and return what was done and what was not."""
+    streams = find_streams(model.graph)
+    possible = [stream for stream in streams if not stream.reason]
+    if not possible:
+        why = streams[0].reason if streams else "no Add joins what a norm reads"
+        raise UsageError(f"the residual stream cannot be turned: {why}", hint="leave out --rotate")
+    turned = [
+        (stream, StreamRotation.random(stream.width, recipe.seed, keeps_mean=stream.keeps_mean)) for stream in possible
+    ]
+    RotateStream(tuple(turned))(model)
+    done = (f"{stream.width} channels from {stream.name} on, by {rotation.name}" for stream, rotation in turned)
+    twice = (f"{name} is stored {count} times now" for stream in possible for name, count in stream.multiplied)
+    left = (f"not {stream.width} channels at {stream.name}: {stream.reason}" for stream in streams if stream.reason)
+    return (*done, *twice, *left)
 
 
 def check_something_to_do(opened: Opened) -> None:

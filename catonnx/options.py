@@ -64,6 +64,9 @@ HadamardSizeOption = Annotated[
     typer.Option(metavar="K", help="Width of the Hadamard matrix.", show_default="what shares a scale"),
 ]
 PermuteOption = Annotated[bool, typer.Option("--permute", help="Gather channels that are alike into blocks.")]
+RotateOption = Annotated[
+    bool, typer.Option("--rotate", help="First turn the residual stream, at no cost, so that no channel stands out.")
+]
 RefineOption = Annotated[
     bool, typer.Option("--refine", help="Train scales, blocks and clip ratios further, site by site (needs torch).")
 ]

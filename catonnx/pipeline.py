@@ -181,6 +181,7 @@ def optimize(
             recipe=recipe.to_json(),
             sites=rows_of(opened, chosen, predictions, rounded),
             left=opened.left_alone(),
+            turned=opened.turned,
             changed_caches=changed_caches,
             not_copied=not_copied,
             verification=verification,

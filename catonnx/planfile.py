@@ -21,7 +21,7 @@ from catonnx.files import write_whole
 from catonnx.recipe import Recipe
 from catonnx.siteplan import Plan
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout."""
 
 SHAPING = (
@@ -30,6 +30,7 @@ SHAPING = (
     "block_size",
     "hadamard_size",
     "permute",
+    "rotate",
     "refine",
     "online",
     "max_overhead",
@@ -57,7 +58,7 @@ class SavedPlan:
     Attributes:
         plan: The changes of basis.
         digest: SHA-256 of the model that it was made for, as in `Report.digest`.
-        shaping: The recipe's values under the names in `SHAPING`.
+        shaping: The recipe's values under the names in `SHAPING`, and the seed of a stream that was turned.
     """
 
     plan: Plan
@@ -81,11 +82,16 @@ def save_plan(path: Path, plan: Plan, digest: str, recipe: Mapping[str, Any]) ->
     Raises:
         OutputError: if the file cannot be written.
     """
-    about = {"format": FORMAT, "digest": digest, "shaping": {name: recipe[name] for name in SHAPING}}
+    about = {"format": FORMAT, "digest": digest, "shaping": {name: recipe[name] for name in _shaping(recipe)}}
     arrays: dict[str, Any] = {_HEADER: np.array(json.dumps(about), dtype=np.str_)} | plan.to_arrays()
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_whole(path, buffer.getvalue())
+
+
+def _shaping(recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what a plan brings: where the stream was turned, the seed of that too."""
+    return (*SHAPING, "seed") if recipe.get("rotate") else SHAPING
 
 
 def load_plan(path: Path) -> SavedPlan:
@@ -124,7 +130,7 @@ def _about(header: np.ndarray | None, path: Path) -> tuple[str, dict[str, Any]]:
     if not isinstance(about, dict) or about.get("format") != FORMAT or not isinstance(about.get("digest"), str):
         raise UsageError(f"this is no plan of format {FORMAT}", where=path, hint=_HINT)
     shaping = about.get("shaping")
-    if not isinstance(shaping, dict) or set(shaping) != set(SHAPING):
+    if not isinstance(shaping, dict) or set(shaping) != set(_shaping(shaping)):
         raise UsageError("the plan does not say how it was made", where=path, hint=_HINT)
     try:
         Recipe(**shaping)

@@ -42,6 +42,8 @@ class Recipe:
             without rounded activations, the whole width where tokens or output channels share one.
         permute: Whether channels are gathered into blocks with those that they are most alike, where the nodes before
             take up the new order; it matters to blocks that run online.
+        rotate: Whether the residual stream is turned first, by one orthogonal matrix that the embedding, all that
+            writes into the stream and all that reads it take up.
         refine: Whether scales, blocks and clip ratios are trained further on rows of calibration (needs torch).
         online: Whether factors that cannot be absorbed stay as nodes (`all`) or are left out (`none`).
         max_overhead: Multiply-adds of those nodes, as a part of those of the linears: narrower blocks and Hadamard
@@ -82,6 +84,7 @@ class Recipe:
     block_size: int | None = None
     hadamard_size: int | None = None
     permute: bool = False
+    rotate: bool = False
     refine: bool = False
     online: Online = "all"
     max_overhead: float | None = None

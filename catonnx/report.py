@@ -88,6 +88,7 @@ class Report:
         recipe: What was asked for.
         sites: What was done, in graph order.
         left: (node, operator, reason) of everything that looks like a linear and was left alone.
+        turned: What became of its residual streams; empty if they were not to be turned.
         changed_caches: Outputs whose content is in another basis than the source's.
         not_copied: Other files of the source folder that were left there: links out of it.
         verification: What was checked, and how well it held.
@@ -109,6 +110,7 @@ class Report:
     recipe: dict[str, Any]
     sites: tuple[SiteRow, ...]
     left: tuple[tuple[str, str, str], ...]
+    turned: tuple[str, ...]
     changed_caches: tuple[str, ...]
     not_copied: tuple[str, ...]
     verification: dict[str, Any]

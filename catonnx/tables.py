@@ -137,6 +137,7 @@ def _report_facts(report: Report) -> list[tuple[str, str]]:
         facts += [("", f"{count} x {reason}") for reason, count in summed_up(checked["not_fused"])[:_REASONS_SHOWN]]
     facts += _reasons("left alone", [reason for _, _, reason in report.left])
     facts += _reasons("remarks", [row.why for row in report.sites if row.why])
+    facts += [("" if index else "turned", text) for index, text in enumerate(report.turned)]
     if report.changed_caches:
         names = ", ".join(name for name, _ in summed_up(report.changed_caches))
         count = len(report.changed_caches)

@@ -4,7 +4,7 @@
     V W_v -> ... heads ... -> x W_o  ->   V (W_v F) -> ... heads ... -> (x F) (F^-1 W_o)
     SiLU(V W_g) * (V W_u) -> x W_d   ->   SiLU(V W_g P) * (V W_u P S) -> (x P S) (S^-1 P^T W_d)
 
-The function of the model does not change, and no node is added.
+The function of the model does not change, and no node is added. A second run with the same transforms is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import dataclasses
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from catonnx.graph.absorb import Permutable
 from catonnx.graph.constants import constant_shape, constant_type
@@ -21,6 +20,7 @@ from catonnx.graph.edits import Compute, Names, float64_of, set_folded
 from catonnx.graph.sites import Site
 from catonnx.graph.writers import Writer, fold
 from catonnx.math.factors import Factor, Permutation, Scale, Transform
+from catonnx.passes._protocol import check_new, check_read_directly, cleaned, note
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +52,12 @@ class Absorb(ir.passes.InPlacePass):
 
     transforms: tuple[AbsorbedTransform, ...]
 
+    def requires(self, model: ir.Model) -> None:
+        """Refuse sites of another model or with nodes inserted, and transforms that were absorbed before."""
+        check_read_directly(model, (item.site for item in self.transforms))
+        for item in self.transforms:
+            check_new(item.site.value, "absorbed", item)
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold every transform into its writers and readers.
 
@@ -67,8 +73,8 @@ class Absorb(ir.passes.InPlacePass):
                 _fold_writer(model.graph, names, writer, Transform(factors))
             for site in (item.site, *item.others):
                 undo_in_readers(model.graph, names, site, Transform(item.factors))
-        RemoveUnusedNodesPass()(model)
-        return ir.passes.PassResult(model, bool(self.transforms))
+            note(item.site.value, "absorbed", item)
+        return cleaned(model, bool(self.transforms))
 
 
 def _check_positive(item: AbsorbedTransform) -> None:

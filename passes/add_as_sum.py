@@ -16,6 +16,7 @@ import onnx_ir as ir
 from catonnx.graph.constants import constant_shape
 from catonnx.graph.shapes import Shapes
 from catonnx.graph.sites import Linear
+from catonnx.passes._protocol import check_linears
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,10 @@ class AddAsSum(ir.passes.InPlacePass):
     """
 
     linears: tuple[Linear, ...]
+
+    def requires(self, model: ir.Model) -> None:
+        """Refuse linears of another model."""
+        check_linears(model, self.linears)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every Add that would be in the way."""

@@ -12,7 +12,7 @@ W' [K, N] is an initializer that nobody else reads, so that later passes can cha
 Loop and Scan that share a weight go on to share W': the branches of a merged decoder do. Constant, Identity, Transpose
 and Cast nodes that only spelled a weight are dropped with it. A site whose linears read it transposed becomes the site
 behind the Transpose. A Gemm with another bias than [N], or with a Transpose behind, becomes a MatMul because ONNX
-Runtime fuses no 4-bit weight of it.
+Runtime fuses no 4-bit weight of it. A second run changes nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ import dataclasses
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from catonnx.graph.bodies import remove_unused_initializers
 from catonnx.graph.constants import constant_shape, constant_type
 from catonnx.graph.edits import Names, Step, add_constant, float64_of, insert_behind, set_folded
 from catonnx.graph.sites import Linear, Selection, find_sites
+from catonnx.passes._protocol import cleaned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +49,7 @@ class Canonicalize(ir.passes.InPlacePass):
                 # What multiplies a site from the left has no part in its basis, so it may stay as it is.
                 if linear.selected or linear.place == 1:
                     modified |= rewriting.rewrite(linear)
-        RemoveUnusedNodesPass()(model)
-        remove_unused_initializers(model.graph)
-        return ir.passes.PassResult(model, modified)
+        return cleaned(model, modified)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@
   rank unknown   rows are joined, [-1, d/m, m], [-1, d/k, k] or [-1, a, b], and a Shape node gives them back their axes
 
 The inverse goes into the weights behind, so the function of the model does not change. Neighbouring factors that fit
-one matrix per block are multiplied out first.
+one matrix per block are multiplied out first. A second run on a site is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from catonnx.errors import VerificationError
 from catonnx.graph.edits import Names, Step, add_constant, cast, insert_before
@@ -29,6 +28,7 @@ from catonnx.graph.sites import Site
 from catonnx.math.factors import Blocks, Factor, Hadamard, Kronecker, Permutation, Scale, Transform
 from catonnx.math.hadamard import hadamard_matrix, kronecker_pair
 from catonnx.math.merging import merged
+from catonnx.passes._protocol import check_read_directly, cleaned
 from catonnx.passes.absorb import undo_in_readers
 
 _WIDEST_SHARED = 64
@@ -53,6 +53,10 @@ class Insert(ir.passes.InPlacePass):
 
     transforms: tuple[OnlineTransform, ...]
 
+    def requires(self, model: ir.Model) -> None:
+        """Refuse sites of another model, and such as have something inserted."""
+        check_read_directly(model, (item.site for item in self.transforms))
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Insert every transform between its site and the linears that read it."""
         graph = model.graph
@@ -65,8 +69,7 @@ class Insert(ir.passes.InPlacePass):
             readers = [linear.node for linear in item.site.linears]
             insert_before(graph, names, readers, item.site.value, steps)
             undo_in_readers(graph, names, item.site, Transform(stored))
-        RemoveUnusedNodesPass()(model)
-        return ir.passes.PassResult(model, bool(self.transforms))
+        return cleaned(model, bool(self.transforms))
 
 
 @dataclasses.dataclass(frozen=True)

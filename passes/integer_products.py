@@ -15,6 +15,8 @@ core, 512 tokens: scale and codes of 576 / 1536 channels 0.10 / 0.23 ms with a b
 Div, 0.24 / 0.63 in plain operators. 576 x 3072: MatMulInteger 4.55 ms, with Cast, Mul, Mul 5.14, and 4.82 where ONNX
 Runtime fuses the first two (see `_live_one`); fp32 16.5. The products of one site in one MatMulInteger and a Split
 behind it were slower by a tenth. With both weights and activations in 8 bits, processors without VNNI may saturate.
+
+A second run on a site is refused: its linears are gone.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from catonnx.graph.edits import Names, add_constant
 from catonnx.graph.save import Spill, held
@@ -32,6 +33,7 @@ from catonnx.graph.shapes import Shapes
 from catonnx.graph.sites import Linear, Site
 from catonnx.math.activations import ActivationGrid
 from catonnx.math.rounding import QuantizedWeight
+from catonnx.passes._protocol import check_weights, cleaned
 from catonnx.passes._rounding_steps import FLOAT, Constants, Nodes, scale_and_offset, widened
 from catonnx.passes._weight_codes import codes_tensor
 from catonnx.passes.quantize_weights import Observer, Rounder, added_bias, rounded_weight
@@ -63,6 +65,10 @@ class IntegerProducts(ir.passes.InPlacePass):
     spill: Spill = held
     progress: Progress = silent
 
+    def requires(self, model: ir.Model) -> None:
+        """Refuse linears of another model, and such as were rounded."""
+        check_weights(model, (linear for site, _ in self.sites for linear in site.selected))
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Round activations and weights of every site that has a selected linear."""
         graph, done = model.graph, 0
@@ -82,8 +88,7 @@ class IntegerProducts(ir.passes.InPlacePass):
                 _write_product(constants, linear, rounded, codes, one, self.spill)
                 done += 1
                 self.progress("rounding weights", done, total)
-        RemoveUnusedNodesPass()(model)
-        return ir.passes.PassResult(model, bool(wanted))
+        return cleaned(model, bool(wanted))
 
 
 def _refuse_groups(what: str, group_size: int | None, instead: str, name: str) -> None:

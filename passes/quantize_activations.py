@@ -9,7 +9,8 @@
 The scale stands beside the pair, not in it, whether it is computed or constant: ONNX Runtime fuses no weight whose
 activation comes straight from a DequantizeLinear, CUDA has no blocked QuantizeLinear of 8 bits, and on the CPU this is
 faster too (512 x 1536, int4: 1.5 ms, with a blocked pair 1.9; int8: 0.6 and 1.7). The pair has no zero point, so that
-no optimizer takes it for one to remove. Readers of x other than the selected linears keep it.
+no optimizer takes it for one to remove. Readers of x other than the selected linears keep it. A second run
+on a site is refused.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from catonnx.graph.edits import Names
 from catonnx.graph.shapes import Shapes
 from catonnx.graph.sites import Site
 from catonnx.math.activations import ActivationGrid
+from catonnx.passes._protocol import check_linears, check_new, note
 from catonnx.passes._rounding_steps import FLOAT, Constants, Nodes, scale_and_offset, widened
 
 _CODE_TYPES = {
@@ -47,6 +49,12 @@ class QuantizeActivations(ir.passes.InPlacePass):
 
     sites: tuple[tuple[Site, ActivationGrid], ...]
 
+    def requires(self, model: ir.Model) -> None:
+        """Refuse sites of another model, and such as were rounded."""
+        for site, _ in self.sites:
+            check_linears(model, site.selected)
+            check_new(site.value, "rounded", site.value)
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Round the activation of every site that has a selected linear."""
         constants, shapes = Constants(model.graph, Names(model.graph)), Shapes(model.graph)
@@ -56,6 +64,7 @@ class QuantizeActivations(ir.passes.InPlacePass):
             rounded = _rounded(constants, site, grid, None if shape is None else len(shape))
             for linear in site.selected:
                 linear.node.replace_input_with(0, rounded)
+            note(site.value, "rounded", site.value)
         return ir.passes.PassResult(model, bool(wanted))
 
 

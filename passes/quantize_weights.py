@@ -8,9 +8,11 @@ Weights of 8 bits are int8 [K, N], or uint8 [N, K / group, group]; ONNX Runtime 
 The zero point is left out: the scale carries the sign, so -8 to 7 is used whole. Each MatMul has a DequantizeLinear of
 its own, because ONNX Runtime does not fuse a shared one.
 
-Codes and scales lie in the main graph, once for all linears in bodies of If, Loop and Scan whose rounded weight is one
-object. ONNX Runtime 1.31 refuses to load a DequantizeLinear in a body that reads them from there and feeds a MatMul; it
+Codes and scales lie in the main graph, once for all linears in bodies of If, Loop and Scan whose rounded weight is the
+same. ONNX Runtime 1.31 refuses to load a DequantizeLinear in a body that reads them from there and feeds a MatMul; it
 folds the Transpose between them, so that they lie in the body before it looks, and fuses the two as anywhere else.
+
+A second run on a linear is refused: its weight is no constant, or it is gone.
 """
 
 from __future__ import annotations
@@ -21,15 +23,14 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from catonnx.errors import ModelError
-from catonnx.graph.bodies import remove_unused_initializers
 from catonnx.graph.constants import constant_shape, constant_type
 from catonnx.graph.edits import Names, add_constant, dequantizer, float64_of
 from catonnx.graph.save import Spill, held
 from catonnx.graph.sites import Linear
 from catonnx.math.rounding import QuantizedWeight
+from catonnx.passes._protocol import check_weights, cleaned
 from catonnx.passes._weight_codes import codes_tensor, nbits_arrays
 from catonnx.progress import Progress, silent
 
@@ -65,6 +66,10 @@ class QuantizeWeights(ir.passes.InPlacePass):
     spill: Spill = held
     progress: Progress = silent
 
+    def requires(self, model: ir.Model) -> None:
+        """Refuse linears of another model, and such as were rounded."""
+        check_weights(model, self.linears)
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Round and rewrite every linear."""
         names = Names(model.graph)
@@ -84,9 +89,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
             if weight.uses():
                 kept[weight] = stored
             self.progress("rounding weights", index + 1, len(self.linears))
-        RemoveUnusedNodesPass()(model)
-        remove_unused_initializers(model.graph)
-        return ir.passes.PassResult(model, bool(self.linears))
+        return cleaned(model, bool(self.linears))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

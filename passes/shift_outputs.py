@@ -1,7 +1,8 @@
 """Add a constant to what linears give out: what makes up for the mean of the error that rounding brings.
 
 It is added to the bias where there is one, of a Gemm, of MatMulNBits, or a constant that an Add behind adds. Where
-there is none an Add is inserted, which ONNX Runtime takes into MatMulNBits when it fuses the weight.
+there is none an Add is inserted, which ONNX Runtime takes into MatMulNBits when it fuses the weight. A second run with
+the same shifts is refused.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import onnx_ir as ir
 
 from catonnx.graph.constants import constant_shape, constant_type
 from catonnx.graph.edits import Names, add_constant, float64_of, set_folded
+from catonnx.passes._protocol import check_new, note
 
 _BIAS = {("", "Gemm"): 2, ("com.microsoft", "MatMulNBits"): 5}
 """Operator -> which of its inputs is a bias."""
@@ -32,6 +34,11 @@ class ShiftOutputs(ir.passes.InPlacePass):
 
     shifts: Mapping[str, np.ndarray]
 
+    def requires(self, model: ir.Model) -> None:
+        """Refuse shifts that were added before: these very arrays."""
+        for value, shift in self._shifted(model):
+            check_new(value, "shifted", shift)
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Add every shift."""
         graph = model.graph
@@ -42,7 +49,14 @@ class ShiftOutputs(ir.passes.InPlacePass):
                 raise ValueError(f"no node gives out a value {name}")
             if not _added_to_bias(graph, names, producers[name], shift):
                 _added_behind(graph, names, producers[name], shift)
+        for value, shift in self._shifted(model):
+            note(value, "shifted", shift)
         return ir.passes.PassResult(model, bool(self.shifts))
+
+    def _shifted(self, model: ir.Model) -> list[tuple[ir.Value, np.ndarray]]:
+        """Return the values that are shifted, by the names they have now, and what is added."""
+        values = (value for node in model.graph for value in node.outputs)
+        return [(value, self.shifts[value.name]) for value in values if value.name and value.name in self.shifts]
 
 
 def _added_to_bias(graph: ir.Graph, names: Names, node: ir.Node, shift: np.ndarray) -> bool:

@@ -114,6 +114,7 @@ def test_every_option_reaches_the_recipe(tiny_llama: Path, text: Path, tmp_path:
         "block_size": 8,
         "hadamard_size": 16,
         "permute": True,
+        "rotate": True,
         "refine": False,
         "online": "none",
         "max_overhead": 0.5,

@@ -71,6 +71,13 @@ def _step(node: ir.Node) -> Callable[[np.ndarray], np.ndarray]:
     return lambda array: array
 
 
+def constant_root(value: ir.Value | None) -> ir.Value | None:
+    """Return the initializer or output of a Constant node behind Identity, Transpose and Cast, None if it is none."""
+    while value is not None and (producer := value.producer()) is not None and _is_transparent(producer):
+        value = producer.inputs[0]
+    return None if constant_tensor(value) is None else value
+
+
 def constant_array(value: ir.Value | None) -> np.ndarray | None:
     """Return the numbers of a constant, as `constant_source` reads them; None if it is none."""
     source = constant_source(value)

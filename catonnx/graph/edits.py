@@ -7,17 +7,22 @@ of one weight compose without rounding between them and no more than one weight 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from catonnx.errors import VerificationError
-from catonnx.graph.constants import constant_source
+from catonnx.graph.constants import constant_shape, constant_source, constant_type
 
 Compute = Callable[[], np.ndarray]
+RowMap = Callable[[np.ndarray], np.ndarray]
 _FLOAT64 = "catonnx.float64"
+_PIECE = 1 << 23
+"""Numbers that are mapped at a time."""
 
 
 def float64_of(value: ir.Value) -> Compute:
@@ -102,6 +107,91 @@ def set_folded(
     def realize() -> ir.TensorProtocol:
         return ir.Tensor(cast(compute(), dtype, f"input {index} of {node.name}"), dtype=dtype)
 
+    _set_lazy(graph, names, node, index, compute, realize, shape, dtype, wanted)
+
+
+def set_mapped(graph: ir.Graph, names: Names, node: ir.Node, index: int, axis: int, rows: RowMap, wanted: str) -> None:
+    """Give one input of a node a constant of its own whose rows along an axis are mapped.
+
+    A constant that nobody has folded yet is mapped piece by piece: an embedding table in float64 may not fit.
+
+    Args:
+        graph: The graph that holds the node.
+        names: Free names.
+        node: The reader; other readers of the old constant keep it.
+        index: Which input.
+        axis: The axis that becomes the rows' last.
+        rows: Maps rows (..., d) in float64 to rows of the same shape.
+        wanted: Name for it.
+
+    Raises:
+        VerificationError: when it is needed, if it does not fit its type.
+    """
+    value, shape = node.inputs[index], constant_shape(node.inputs[index])
+    assert value is not None, f"{node.name} has no input {index}"
+    assert shape is not None, f"{value.name} is no constant"
+    dtype, whole, read = constant_type(value), float64_of(value), _reader(value)
+
+    def compute() -> np.ndarray:
+        return _mapped(whole(), axis, rows)
+
+    def realize() -> ir.TensorProtocol:
+        array, result = read(), np.empty(shape, dtype.numpy())
+        for piece in _pieces(shape, axis):
+            exact = _mapped(array[piece].astype(np.float64), axis, rows)
+            result[piece] = cast(exact, dtype, f"input {index} of {node.name}")
+        return ir.Tensor(result, dtype=dtype)
+
+    _set_lazy(graph, names, node, index, compute, realize, shape, dtype, wanted)
+
+
+def weighted_sum(value: ir.Value, axis: int, weights: np.ndarray) -> np.ndarray:
+    """Sum a constant matrix along an axis in float64, piece by piece as `set_mapped` maps it.
+
+    Args:
+        value: A constant with two axes.
+        axis: The one that goes.
+        weights: A weight for every index along it.
+    """
+    array = _reader(value)()
+    pieces = (array[piece].astype(np.float64) for piece in _pieces(array.shape, axis))
+    return np.concatenate([np.tensordot(weights, piece, (0, axis)) for piece in pieces])
+
+
+def _reader(value: ir.Value) -> Compute:
+    """Return what reads a constant as it is stored, mapped where it is; in float64 if folds are pending."""
+    tensor, source = value.const_value, constant_source(value)
+    pending = None if tensor is None else tensor.meta.get(_FLOAT64)
+    assert source is not None, f"{value.name} is no constant"
+    return source if pending is None else pending
+
+
+def _mapped(array: np.ndarray, axis: int, rows: RowMap) -> np.ndarray:
+    return np.moveaxis(rows(np.moveaxis(array, axis, -1)), -1, axis)
+
+
+def _pieces(shape: Sequence[int], axis: int) -> Iterator[tuple[slice, ...]]:
+    """Cut a constant along its longest axis but `axis`."""
+    others = [other for other in range(len(shape)) if other != axis]
+    along = max(others, key=lambda other: shape[other], default=axis)
+    size = math.prod(shape)
+    count = max(1, min(size // _PIECE, shape[along])) if others else 1
+    bounds = np.linspace(0, shape[along], count + 1).astype(int)
+    for start, stop in pairwise(bounds):
+        yield (*(slice(None),) * along, slice(int(start), int(stop)))
+
+
+def _set_lazy(
+    graph: ir.Graph,
+    names: Names,
+    node: ir.Node,
+    index: int,
+    compute: Compute,
+    realize: Callable[[], ir.TensorProtocol],
+    shape: Sequence[int],
+    dtype: ir.DataType,
+    wanted: str,
+) -> None:
     tensor = ir.LazyTensor(realize, dtype=dtype, shape=ir.Shape(shape), cache=False)
     tensor.meta[_FLOAT64] = compute
     node.replace_input_with(index, add_constant(graph, names, wanted, tensor))

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from onnx import TensorProto, helper
 
-from catonnx.graph.edits import Names, Step, add_constant, float64_of, insert_before, insert_behind, set_folded
+from catonnx.graph.edits import (
+    Names,
+    Step,
+    add_constant,
+    float64_of,
+    insert_before,
+    insert_behind,
+    set_folded,
+    set_mapped,
+    weighted_sum,
+)
 from tests.graph.builder import Net, run
 
 X = {"x": np.arange(8, dtype=np.float32).reshape(2, 4)}
@@ -49,6 +60,34 @@ def test_folds_of_one_constant_compose_in_float64_and_are_rounded_once() -> None
     assert last is not None
     assert last.const_value is not None
     np.testing.assert_array_equal(last.const_value.numpy(), np.full((4, 4), tiny, np.float32))
+
+
+@pytest.mark.parametrize("numbers", [1, 7, 1000])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_pieces_give_what_the_whole_gives(axis: int, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("catonnx.graph.edits._PIECE", numbers)
+    net = Net()
+    net.output(net.op("MatMul", net.input("x", ["rows", 4]), net.normal(4, 6)))
+    model = net.model()
+    node, (weight,) = model.graph[0], net.initializers.values()
+    turn, vector = np.random.default_rng(0).normal(size=(weight.shape[axis],) * 2), np.arange(weight.shape[axis])
+    exact = weight.astype(np.float64)
+    expected = exact.T @ turn if axis == 0 else exact @ turn
+    expected = expected.T if axis == 0 else expected
+    for _ in range(2):  # the second of two finds the first pending
+        value = node.inputs[1]
+        assert value is not None
+        np.testing.assert_allclose(
+            weighted_sum(value, axis, vector), np.tensordot(vector, exact, (0, axis)), rtol=1e-12
+        )
+        set_mapped(model.graph, Names(model.graph), node, 1, axis, lambda rows: rows @ turn, "turned")
+        turned = node.inputs[1]
+        assert turned is not None
+        assert turned.const_value is not None
+        np.testing.assert_array_equal(turned.const_value.numpy(), expected.astype(np.float32))
+        np.testing.assert_array_equal(float64_of(turned)(), expected)
+        exact = expected
+        expected = (expected.T @ turn).T if axis == 0 else expected @ turn
 
 
 def test_new_names_avoid_those_of_values_nodes_and_bodies() -> None:

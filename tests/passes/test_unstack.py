@@ -66,7 +66,6 @@ def test_matrices_that_read_copies_of_one_value_share_what_is_absorbed() -> None
         (net_of("experts", "rows", K), (), "3 axes"),
         (net_of(1, "rows", K), (), "3 axes"),
         (net_of("rows", K), (), "3 axes"),
-        (net_of(1, "rows", K, weight=(1, K, N)), (), "3 axes"),
         (net_of(2, E, "rows", K), (), "3 axes"),
         (net_of(2, E, "rows", K, weight=(2, E, K, N)), (), "4 axes"),
         (net_of(E, "rows", K, dtype=TensorProto.DOUBLE), (), "3 axes"),
