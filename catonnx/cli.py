@@ -192,6 +192,9 @@ def optimize_command(
     seed: SeedOption = _DEFAULT.seed,
     report_json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report there too.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    allow_unchanged: Annotated[
+        bool, typer.Option("--allow-unchanged", help="Copy a model that holds nothing to optimize.")
+    ] = False,
     plan: PlanOption = None,
     save_plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan to an .npz file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
@@ -215,10 +218,11 @@ def optimize_command(
                 recipe,
                 plan=saved,
                 force=force,
+                allow_unchanged=allow_unchanged,
                 progress=progress,
                 announce=lambda rows: None if quiet else terminal.show(*allotted(rows)),
             )
-        if save_plan:
+        if save_plan and not report.unchanged:
             write_plan(save_plan, report.plan, report.digest, report.recipe)
         if report_json:
             write_json(report_json, report.to_json())

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from catonnx.allocation import Allotment, decide
 from catonnx.analysis import MARK, Opened, analyse, check_something_to_do, check_types, check_weights, selected_weights
 from catonnx.calibrating import calibration_feeds, measure_sites
-from catonnx.errors import OutputError, UsageError
+from catonnx.errors import NothingToOptimizeError, OutputError, UsageError
 from catonnx.graph import load
 from catonnx.graph.absorb_walk import continued_input
 from catonnx.graph.outputs import with_outputs
@@ -41,6 +41,7 @@ from catonnx.runtime.samples import shortened
 from catonnx.runtime.stage_sessions import free_path
 from catonnx.runtime.verify import Verifier
 from catonnx.siteplan import Plan, online_multiply_adds
+from catonnx.unchanged import hand_on
 from catonnx.workspace import working
 
 VERIFIED_RUNS = 2
@@ -55,6 +56,7 @@ def optimize(
     *,
     plan: Plan | None = None,
     force: bool = False,
+    allow_unchanged: bool = False,
     progress: Progress = silent,
     announce: Callable[[Sequence[Allotment]], None] = lambda _: None,
 ) -> Report:
@@ -66,6 +68,7 @@ def optimize(
         recipe: What to do; the default rounds weights to int4 in groups of 32 after CAT.
         plan: A plan made before for this model and recipe; nothing is fitted then.
         force: Replace `out` if it exists.
+        allow_unchanged: Copy a model that holds nothing to optimize, instead of refusing it.
         progress: Told of long steps.
         announce: Told which sites keep 8 bits before anything is changed.
 
@@ -94,7 +97,14 @@ def optimize(
             cleanup.enter_context(blaming(reference, recipe.provider))
             locations = source.locations  # read here, where memory is still free
             opened = analyse(load.load(reference), recipe)
-            check_something_to_do(opened)
+            try:
+                check_something_to_do(opened)
+            except NothingToOptimizeError as error:
+                if not allow_unchanged:
+                    raise
+                report = hand_on(source, out, stage, recipe, opened.left_alone(), error, clock)
+                _write_report(report, stage)
+                return report
             check_types(opened)
             check_weights(opened)
             if plan is not None:
@@ -179,6 +189,7 @@ def optimize(
             out=str(out),
             digest=source.digest,
             recipe=recipe.to_json(),
+            unchanged="",
             sites=rows_of(opened, chosen, predictions, rounded),
             left=opened.left_alone(),
             turned=opened.turned,
@@ -197,8 +208,12 @@ def optimize(
             plan=chosen,
         )
         cleanup.close()
-        (stage / RESULT_MARK).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+        _write_report(report, stage)
     return report
+
+
+def _write_report(report: Report, stage: Path) -> None:
+    (stage / RESULT_MARK).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
 
 
 def _key(source: load.Source, recipe: Recipe, plan: Plan | None) -> str:

@@ -86,6 +86,7 @@ class Report:
         out: The folder that was written.
         digest: SHA-256 over the source.
         recipe: What was asked for.
+        unchanged: Why the model was handed on as it is; empty if it was optimized.
         sites: What was done, in graph order.
         left: (node, operator, reason) of everything that looks like a linear and was left alone.
         turned: What became of its residual streams; empty if they were not to be turned.
@@ -108,6 +109,7 @@ class Report:
     out: str
     digest: str
     recipe: dict[str, Any]
+    unchanged: str
     sites: tuple[SiteRow, ...]
     left: tuple[tuple[str, str, str], ...]
     turned: tuple[str, ...]

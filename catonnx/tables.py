@@ -28,6 +28,8 @@ _TWIN = "on float32 twins: what bfloat16 models compute, not how far their kerne
 
 def optimized(report: Report) -> list[RenderableType]:
     """Return what `optimize` shows: a table by kind of layer, one of the deployed model's figures, and facts."""
+    if report.unchanged:
+        return [_facts([("unchanged", report.unchanged), ("", f"copied to {report.out}")])]
     shown: list[RenderableType] = [_kinds(report)]
     if report.verification.get("deployed"):
         shown.append(_deployed(report.verification["deployed"]))

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("catonnx.budget",),
     ("catonnx.plan", "catonnx.planfile", "catonnx.report"),
     ("catonnx.rounders", "catonnx.outcome", "catonnx.allocation", "catonnx.calibrating", "catonnx.rewriting"),
-    ("catonnx.workspace",),
+    ("catonnx.workspace", "catonnx.unchanged"),
     ("catonnx.pipeline",),
     ("catonnx.evaluation", "catonnx.inspection"),
     ("catonnx",),
