@@ -27,7 +27,7 @@ from tools.fuzz import campaign, cases, files, graphs, shrink
 from tools.fuzz.keep import keep_graph
 from tools.fuzz.mutations import MUTATIONS
 
-GRAPHS = range(7_000_000, 7_000_060)
+GRAPHS = range(7_000_000, 7_000_050)
 FILES = range(7_000_000, 7_000_070)
 
 
@@ -36,8 +36,8 @@ def test_random_graphs_keep_their_function(tmp_path: Path) -> None:
     failed = {seed: outcome for seed, outcome in outcomes.items() if outcome.failed}
     assert failed == {}
     kinds = collections.Counter(outcome.kind for outcome in outcomes.values())
-    assert kinds["ok, compared in float"] >= 20  # measured: 33
-    assert kinds["ok"] >= 8  # measured: 14
+    assert kinds["ok, compared in float"] >= 15
+    assert kinds["ok"] >= 6
     assert sum(kinds[kind] for kind in campaign.SAYS_NOTHING) <= 15
     assert list(tmp_path.iterdir()) == []
 
@@ -95,20 +95,22 @@ def _plant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(absorb, "fold", wrong)
 
 
-def _first_failure(folder: Path) -> tuple[cases.Case, graphs.Outcome]:
-    for seed in range(100):
+def _first_failure(folder: Path, most_nodes: int = 80) -> tuple[cases.Case, graphs.Outcome]:
+    for seed in range(200):
         case = cases.draw(seed)
+        if len(case.model.graph.node) > most_nodes:
+            continue
         outcome = graphs.judge(case, folder)
         if outcome.failed:
             return case, outcome
-    raise AssertionError("100 graphs, and nothing was found")
+    raise AssertionError("nothing was found")
 
 
 def test_a_wrong_fold_is_found_and_made_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _plant(monkeypatch)
     case, outcome = _first_failure(tmp_path)
     assert outcome.kind == "FAILED VerificationError the transformed model differs from the source"
-    smaller = keep_graph(tmp_path / "kept", case, outcome, tmp_path, seconds=30)
+    smaller = keep_graph(tmp_path / "kept", case, outcome, tmp_path, seconds=20)
     assert graphs.judge(smaller, tmp_path).kind == outcome.kind
     assert len(smaller.model.graph.node) < len(case.model.graph.node) / 2
     kept = tmp_path / "kept" / "shrunk"
@@ -176,13 +178,7 @@ def test_a_process_that_dies_or_hangs_is_a_failure_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "dying.py").write_text(DYING, encoding="utf-8")
-    start = subprocess.Popen
-
-    def popen(command: list[str], **options: Any) -> Any:
-        assert command[1:3] == ["-m", "tools.fuzz.work"]
-        return start([sys.executable, str(tmp_path / "dying.py"), *command[3:]], **options)
-
-    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(campaign, "WORKER", (sys.executable, str(tmp_path / "dying.py")))
     result = tmp_path / "fuzz.json"
     result.write_text('{"files": {"tried": 1}}', encoding="utf-8")
     figures = campaign.Campaign("graphs", seed=0, count=9, limit=3, result=result).run()

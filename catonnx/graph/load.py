@@ -77,7 +77,11 @@ def find(location: Path) -> Source:
         folder = location if location.is_dir() else None
         path = _model_in(location) if folder else location
         if path.exists() and not path.is_file():
-            raise ModelError("this is not a file", where=path, hint="give an .onnx file or a folder that holds one")
+            raise ModelError(
+                "the model cannot be read: it is no file",
+                where=path,
+                hint="give an .onnx file or a folder that holds one",
+            )
         if not path.exists():
             raise ModelError(
                 "there is no such model", where=path, hint="give an .onnx file or a folder that holds model.onnx"

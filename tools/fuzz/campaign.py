@@ -17,6 +17,8 @@ from catonnx.files import write_json
 from tools.child import ROOT
 from tools.machine import surroundings
 
+WORKER = (sys.executable, "-m", "tools.fuzz.work")
+
 BLOCK = 500
 """Cases of one process; a new one forgets whatever libraries kept."""
 
@@ -109,7 +111,7 @@ class Campaign:
 
     def _child(self, first: int, end: int) -> int:
         """Run cases in one process until it is done, dies or hangs; return the first seed that is left."""
-        command = [sys.executable, "-m", "tools.fuzz.work", self.kind, str(first), str(end - first)]
+        command = [*WORKER, self.kind, str(first), str(end - first)]
         command.append("-" if self.keep is None else str(self.keep.absolute()))
         # Unbuffered: what waits in a buffer of ours would be invisible to the selector.
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as child:
@@ -177,5 +179,8 @@ def _commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    run = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        run = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
     return run.stdout.strip()
