@@ -55,6 +55,14 @@ def every_second(net: Net, whole: str) -> str:
     return cut(net, whole, 1, -3, -1, 2)
 
 
+def a_list_of_one(net: Net, whole: str) -> str:
+    """The same, the axis kept: Falcon's keys and values."""
+    parts = reshape(net, whole, 0, 0, 3, 4)
+    first, second = (net.op("Gather", parts, net.constant([index]), axis=2) for index in (0, -2))
+    others_read(net, first)
+    return reshape(net, second, 0, 0, 4)
+
+
 def one_of_three(net: Net, whole: str) -> str:
     """[batch, seq, 3, 4], as some exporters write a fused projection."""
     parts = reshape(net, whole, 0, 0, 3, 4)
@@ -150,6 +158,7 @@ PASSES: dict[str, tuple[Build, int, list[int], bool]] = {
     "a window": (a_window, 4, [4, 5, 6, 7], True),
     "every second channel": (every_second, 4, [1, 3, 5, 7], True),
     "one of three parts": (one_of_three, 4, [4, 5, 6, 7], True),
+    "a list of one index of three": (a_list_of_one, 4, [4, 5, 6, 7], True),
     "one of three parts in front": (one_of_three_in_front, 4, [8, 9, 10, 11], True),
     "one of three parts interleaved": (one_of_the_last, 4, [0, 3, 6, 9], True),
     "a split into ones": (split_into_ones, 4, [8, 9, 10, 11], True),
@@ -198,7 +207,7 @@ def the_same_index(net: Net, whole: str) -> str:
 
 def a_list_of_indices(net: Net, whole: str) -> str:
     parts = reshape(net, whole, 0, 0, 3, 4)
-    others_read(net, net.op("Gather", parts, net.constant([0]), axis=2))
+    others_read(net, net.op("Gather", parts, net.constant([0, 2]), axis=2))
     return pick(net, parts, 1, 2)
 
 

@@ -228,3 +228,20 @@ def test_rows_of_a_single_vector_times_heads_are_not_followed() -> None:
     product = net.op("MatMul", weights, values)
     net.output(net.op("MatMul", net.op("Reshape", product, net.constant([2, 8])), net.normal(8, 2)))
     assert absorbable(net).width == 0
+
+
+def test_what_computes_while_batch_and_heads_are_one_axis_takes_nothing() -> None:
+    net = Net(seed=3)
+    values = net.op("MatMul", net.input("x", ["batch", "seq", 8]), net.normal(8, 8))
+    heads = net.op("Transpose", net.op("Reshape", values, net.constant([0, 0, 2, 4])), perm=[0, 2, 1, 3])
+    batch, rows = (net.op("Shape", heads, start=axis, end=axis + 1) for axis in (0, 2))
+    both = net.op("Mul", batch, net.constant([2]))
+    merged = net.op("Reshape", heads, net.op("Concat", both, rows, net.constant([4]), axis=0))
+    scaled = net.op("Mul", merged, net.vector(1, 1, 4))
+    apart = net.op("Reshape", scaled, net.op("Concat", batch, net.constant([2]), rows, net.constant([4]), axis=0))
+    joined = net.op("Reshape", net.op("Transpose", apart, perm=[0, 2, 1, 3]), net.constant([0, 0, 8]))
+    net.output(net.op("MatMul", joined, net.normal(8, 8), result="y"))
+    absorption = absorbable(net)
+    assert absorption.width == 0
+    assert "rows are merged with channels at Mul" in absorption.reason
+    assert_equivalent(net, feeds(3))
