@@ -101,14 +101,18 @@ def test_a_bias_that_counts_for_nothing_is_not_read() -> None:
 
 def test_a_head_on_the_left_is_left_as_it_is() -> None:
     net = Net(seed=4)
-    x = net.input("x", [3, 4])
-    hidden = net.op("Relu", net.op("MatMul", x, net.normal(4, 4)))
-    net.output(net.op("MatMul", net.normal(6, 3), hidden))
+    hidden = net.op("Relu", net.input("x", [3, 4]))
+    head = net.output(net.op("MatMul", net.normal(6, 3), hidden))
+    net.output(net.op("MatMul", net.op("Relu", net.op("MatMul", net.normal(5, 3), hidden)), net.normal(4, 4)))
     model = net.model()
     Canonicalize()(model)
-    assert [node.op_type for node in model.graph] == ["MatMul", "Relu", "MatMul"]
-    _, head = (site.linears[0] for site in find_sites(model.graph).sites)
-    assert "output head" in head.reason
+    reasons = {
+        linear.node.outputs[0].name: linear.reason for s in find_sites(model.graph).sites for linear in s.linears
+    }
+    assert "output head" in reasons[head]
+    assert [node.op_type for node in model.graph if node.op_type == "Transpose"] == ["Transpose"] * 2
+    after = run(model, X)
+    assert all(relative_error(array, after[name]) < 1e-6 for name, array in run(net.proto(), X).items())
 
 
 def test_nodes_that_only_spelled_a_weight_are_dropped() -> None:
