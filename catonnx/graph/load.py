@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import logging
 import shutil
@@ -52,7 +53,9 @@ class Source:
     @functools.cached_property
     def locations(self) -> tuple[str, ...]:
         """The external data files that the model names, relative to it, sorted."""
-        return tuple(sorted(external_locations(read(self.path))))
+        locations = tuple(sorted(external_locations(read(self.path))))
+        gc.collect()  # a graph is made of cycles, and this one may hold the whole model
+        return locations
 
     @functools.cached_property
     def digest(self) -> str:
@@ -124,6 +127,8 @@ def bring(source: Source, work: Path) -> Path:
         ) from error
     ir.external_data.set_base_dir(model.graph, work)
     write_model(model, copy)
+    del model
+    gc.collect()
     return copy
 
 
