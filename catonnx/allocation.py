@@ -65,8 +65,9 @@ def decide(
         recipe: What was asked for.
         announce: Told who gets how many bits, if not all get 4.
     """
-    plan = make_plan(recipe, opened.sites, opened.absorptions, moments, selected_weights)
-    plan = with_bits(plan, _named(recipe, opened.sites))
+    plan = make_plan(recipe, opened.sites, opened.absorptions, moments, selected_weights, opened.shared)
+    wide = opened.shared if recipe.tied_embeddings == HIGHEST else frozenset[str]()
+    plan = with_bits(plan, _named(recipe, opened.sites) | wide)
     if not recipe.keep_8bit and recipe.target_bits is None:
         return plan
     predictions = predict(opened.sites, plan, moments, recipe, selected_weights)

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from catonnx.errors import ModelError, NothingToOptimizeError
+from catonnx.errors import ModelError, NothingToOptimizeError, UsageError
 from catonnx.graph.absorb import Absorption, trace
 from catonnx.graph.edits import float64_of
 from catonnx.graph.shapes import Shapes
 from catonnx.graph.sites import INSIDE, Found, Linear, Selection, Site, find_sites
+from catonnx.graph.ties import TiedTable, tied_tables
 from catonnx.passes.canonicalize import Canonicalize
 from catonnx.recipe import Recipe
 from catonnx.runtime.decoding import can_be_continued
@@ -31,6 +32,7 @@ class Opened:
         sites: The sites that hold a linear to be rounded, in graph order.
         absorptions: What the graph can take up before each of these, by name.
         recipe: The wish that it was opened for.
+        tables: Linears to be rounded whose weight an embedding shares, if the recipe wants it shared -> the table.
     """
 
     model: ir.Model
@@ -38,6 +40,12 @@ class Opened:
     sites: tuple[Site, ...]
     absorptions: Mapping[str, Absorption]
     recipe: Recipe
+    tables: Mapping[Linear, TiedTable] = dataclasses.field(default_factory=dict)
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """Names of the sites that such linears read: they keep their basis, because the embedding has the same one."""
+        return frozenset(site.name for site in self.sites if not self.tables.keys().isdisjoint(site.selected))
 
     def left_alone(self) -> tuple[tuple[str, str, str], ...]:
         """Return (node, operator, reason) of everything that looks like a linear and is not rounded."""
@@ -52,7 +60,9 @@ def analyse(model: ir.Model, recipe: Recipe) -> Opened:
         model: As `graph.load.load` returns it; changed in place.
         recipe: Which linears are wanted.
     """
-    selection = Selection(recipe.include, recipe.exclude, recipe.lm_head)
+    shares = recipe.tied_embeddings is not None
+    selection = Selection(recipe.include, recipe.exclude, recipe.lm_head or shares)
+    tied = tied_tables(model.graph) if shares else ()
     Canonicalize(selection)(model)
     found = find_sites(model.graph, selection)
     sites = tuple(site for site in found.sites if site.selected)
@@ -60,7 +70,9 @@ def analyse(model: ir.Model, recipe: Recipe) -> Opened:
     # A cache in another basis must be proven to fit the model that wrote it; where it cannot, it stays as it is.
     change_caches = recipe.caches == "transformed" and can_be_continued(model)
     absorptions = {site.name: _trace(site, shapes, change_caches) for site in sites}
-    return Opened(model, found, sites, absorptions, recipe)
+    linears = {linear.node: linear for site in sites for linear in site.selected}
+    tables = {linears[table.product]: table for table in tied if table.product in linears}
+    return Opened(model, found, sites, absorptions, recipe, tables)
 
 
 def _trace(site: Site, shapes: Shapes, change_caches: bool) -> Absorption:
@@ -73,12 +85,18 @@ def check_something_to_do(opened: Opened) -> None:
 
     Raises:
         NothingToOptimizeError: naming the reasons why its linears are left alone.
+        UsageError: if embeddings are to be shared that are not tied.
     """
     if MARK in opened.model.metadata_props:
         # What is left in it are the output head and the matrices of our own transforms.
         raise NothingToOptimizeError(
             f"catonnx made this model already, with scheme {opened.model.metadata_props[MARK]}",
             hint="give the model that it was made from",
+        )
+    if opened.recipe.tied_embeddings is not None and not opened.tables:
+        raise UsageError(
+            "no table is shared by an embedding and a linear to be rounded, so tied_embeddings has nothing to share",
+            hint="leave it out; lm_head rounds an output head of its own",
         )
     if opened.sites:
         return

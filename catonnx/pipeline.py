@@ -81,7 +81,7 @@ def optimize(
             check_something_to_do(opened)
             check_weights(opened)
             if plan is not None:
-                check_plan(plan, opened.sites, opened.absorptions)
+                check_plan(plan, opened.sites, opened.absorptions, opened.shared)
                 check_form(plan, recipe)
         graph_model, linears = opened.model, tuple(linear for site in opened.sites for linear in site.selected)
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,9 @@ WIDEST_FREE_BLOCK = 128
 
 _BLOCKED = ("cat", "wush")
 """Transforms that are fitted in blocks."""
+
+_UNCHANGED: Mapping[str, Any] = {"transform": "none", "permute": False, "refine": False}
+"""What a recipe says of a site that keeps its basis."""
 
 
 def block_width(width: int, absorption: Absorption, recipe: Recipe) -> int:
@@ -72,6 +76,7 @@ def make_plan(
     absorptions: Mapping[str, Absorption],
     moments: Mapping[str, Moments],
     weights_of: Callable[[Site], Sequence[np.ndarray]],
+    shared: Set[str] = frozenset(),
 ) -> Plan:
     """Choose the transform of every site.
 
@@ -81,6 +86,7 @@ def make_plan(
         absorptions: What the graph can take up before each of them, by site name.
         moments: Their moments, by site name; needed if `recipe.needs_moments`.
         weights_of: Returns the weights [d, N] that read a site and are rounded, float64.
+        shared: Names of sites that keep their basis, because an embedding shares the weight.
 
     Raises:
         CalibrationError: if moments are missing or so ill-conditioned that no damping helps.
@@ -94,8 +100,13 @@ def make_plan(
             fitted[site.name, block] = fit_factors(wish, site, absorption, seen, weights_of, block)
         return list(fitted[site.name, block])
 
+    def own(wish: Recipe, site: Site) -> Recipe:
+        return dataclasses.replace(wish, **_UNCHANGED) if site.name in shared else wish
+
     def outline(wish: Recipe, site: Site) -> SitePlan:
+        wish = own(wish, site)
         factors, notes = _factors(wish, site, absorptions[site.name], moments.get(site.name), fit)
+        notes += ["no transform: the embedding shares its table"] if site.name in shared else []
         grid, note = open_grid(wish, site.width)
         placed = _place(wish, site, absorptions[site.name], factors, [*notes, *([note] if note else [])])
         return dataclasses.replace(placed, grid=grid)
@@ -104,7 +115,7 @@ def make_plan(
     plans = (outline(wishes[site.name], site) for site in sites)
     return Plan(
         tuple(
-            _finished(recipe, site, absorptions[site.name], plan, moments.get(site.name), weights_of)
+            _finished(own(recipe, site), site, absorptions[site.name], plan, moments.get(site.name), weights_of)
             for site, plan in zip(sites, plans, strict=True)
         )
     )
@@ -226,8 +237,10 @@ def check_form(plan: Plan, recipe: Recipe) -> None:
         )
 
 
-def check_plan(plan: Plan, sites: Sequence[Site], absorptions: Mapping[str, Absorption]) -> None:
-    """Refuse a plan that is for other sites, or absorbs what the graph cannot take up.
+def check_plan(
+    plan: Plan, sites: Sequence[Site], absorptions: Mapping[str, Absorption], shared: Set[str] = frozenset()
+) -> None:
+    """Refuse a plan that is for other sites, absorbs what the graph cannot take up, or changes a `shared` basis.
 
     Raises:
         UsageError: naming the site.
@@ -245,6 +258,12 @@ def check_plan(plan: Plan, sites: Sequence[Site], absorptions: Mapping[str, Abso
         item = plans[site.name]
         if any(factor.width != site.width for factor in item.factors):
             raise UsageError(f"the plan is for another width than {site.width}", where=f"site {site.name}")
+        if item.factors and site.name in shared:
+            raise UsageError(
+                f"the plan has a {describe(item.factors[0])} where the embedding shares the weight",
+                where=f"site {site.name}",
+                hint="make the plan again with tied_embeddings",
+            )
         if item.grid is not None and item.grid.group_size is not None and site.width % item.grid.group_size:
             raise UsageError(
                 f"the plan rounds groups of {item.grid.group_size} of {site.width} channels", where=f"site {site.name}"

@@ -21,7 +21,7 @@ from catonnx.files import write_whole
 from catonnx.recipe import Recipe
 from catonnx.siteplan import Plan
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout."""
 
 SHAPING = (
@@ -40,6 +40,7 @@ SHAPING = (
     "w8",
     "keep_8bit",
     "target_bits",
+    "tied_embeddings",
 )
 """What of a recipe has become factors, bits and ranges: a saved plan brings its own."""
 

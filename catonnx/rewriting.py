@@ -46,10 +46,10 @@ def write_rounded(
     linears = tuple(linear for site in opened.sites for linear in site.selected)
     grids = tuple((site, grid) for site in opened.sites if (grid := plans[site.name].grid) is not None)
     if recipe.form == "integer":
-        IntegerProducts(grids, rounder, recipe.provider, observe, progress)(opened.model)
+        IntegerProducts(grids, rounder, recipe.provider, observe, progress, opened.tables)(opened.model)
     else:
         level = recipe.kernel_level
-        QuantizeWeights(linears, rounder, recipe.form, level, observe, progress)(opened.model)
+        QuantizeWeights(linears, rounder, recipe.form, level, observe, progress, opened.tables)(opened.model)
     if shifts:
         ShiftOutputs(shifts)(opened.model)
     if recipe.form == "qdq":

@@ -20,7 +20,8 @@ behind it were slower by a tenth. With both weights and activations in 8 bits, p
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -29,8 +30,10 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from catonnx.graph.edits import Names, add_constant
 from catonnx.graph.shapes import Shapes
 from catonnx.graph.sites import Linear, Site
+from catonnx.graph.ties import TiedTable
 from catonnx.math.activations import ActivationGrid
 from catonnx.math.rounding import QuantizedWeight
+from catonnx.passes._lookups import look_up_codes
 from catonnx.passes._rounding_steps import FLOAT, Constants, Nodes, scale_and_offset, widened
 from catonnx.passes._weight_codes import codes_tensor
 from catonnx.passes.quantize_weights import Observer, Rounder, added_bias, rounded_weight
@@ -49,6 +52,7 @@ class IntegerProducts(ir.passes.InPlacePass):
         provider: Where the model is meant to run.
         observe: Called for each linear with the weight in float64 and what it was rounded to.
         progress: Told after each linear.
+        tables: Linears whose weight is the transpose of a table -> who looks up rows of it; they read the codes too.
 
     Raises:
         ValueError: when it is called, if scales of a weight or an activation are per group.
@@ -59,6 +63,7 @@ class IntegerProducts(ir.passes.InPlacePass):
     provider: Provider = "cpu"
     observe: Observer | None = None
     progress: Progress = silent
+    tables: Mapping[Linear, TiedTable] = dataclasses.field(default_factory=dict)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Round activations and weights of every site that has a selected linear."""
@@ -76,7 +81,7 @@ class IntegerProducts(ir.passes.InPlacePass):
             for linear in site.selected:
                 rounded = rounded_weight(linear, self.rounder, FLOAT, self.observe)
                 _refuse_groups("weights", rounded.group_size, "per output channel", linear.name)
-                _write_product(constants, linear, rounded, codes, one)
+                _write_product(constants, linear, rounded, codes, one, self.tables.get(linear))
                 done += 1
                 self.progress("rounding weights", done, total)
         RemoveUnusedNodesPass()(model)
@@ -146,7 +151,7 @@ def _quantized(
     nodes: Nodes, rows: ir.Value, scale: ir.Value, zero: ir.Value | None, kind: ir.DataType, *, blocked: int
 ) -> ir.Value:
     """Return codes of rows; `blocked` is the number of channels if QuantizeLinear takes the scale of each token."""
-    attributes: dict[str, int] = {"output_dtype": kind}
+    attributes: dict[str, Any] = {"output_dtype": kind}
     if blocked:
         attributes |= {"axis": -1, "block_size": blocked}
         if zero is not None:
@@ -174,12 +179,21 @@ def _live_one(constants: Constants) -> ir.Value | None:
 
 
 def _write_product(
-    constants: Constants, linear: Linear, rounded: QuantizedWeight, codes: _Codes, one: ir.Value | None
+    constants: Constants,
+    linear: Linear,
+    rounded: QuantizedWeight,
+    codes: _Codes,
+    one: ir.Value | None,
+    table: TiedTable | None,
 ) -> None:
     graph, names, node = constants.graph, constants.names, linear.node
     nodes, weight = Nodes(constants, node, linear.name), node.inputs[1]
     assert weight is not None
     stored = add_constant(graph, names, f"{weight.name}_int{rounded.bits}", codes_tensor(rounded))
+    if table is not None:
+        scales = ir.Tensor(rounded.scales[0].astype(linear.dtype.numpy()), dtype=linear.dtype)
+        row_scale = add_constant(graph, names, f"{weight.name}_row_scale", scales)
+        look_up_codes(constants, table, stored, row_scale, None)
     if rounded.bits == 4:
         stored = nodes("weight", "Cast", stored, dtype=ir.DataType.INT8, shape=stored.shape, to=ir.DataType.INT8)
     inputs = [codes.values, stored] if codes.zero_point is None else [codes.values, stored, codes.zero_point]

@@ -11,7 +11,7 @@ its own, because ONNX Runtime does not fuse a shared one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -22,7 +22,10 @@ from catonnx.errors import ModelError
 from catonnx.graph.constants import constant_shape, constant_type
 from catonnx.graph.edits import Names, add_constant, dequantizer, float64_of
 from catonnx.graph.sites import Linear
+from catonnx.graph.ties import TiedTable
 from catonnx.math.rounding import QuantizedWeight
+from catonnx.passes._lookups import look_up_blocks, look_up_codes
+from catonnx.passes._rounding_steps import Constants
 from catonnx.passes._weight_codes import codes_tensor, nbits_arrays
 from catonnx.progress import Progress, silent
 
@@ -47,6 +50,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
         accuracy_level: Written into MatMulNBits (form nbits).
         observe: Called for each linear with the weight in float64 and what it was rounded to.
         progress: Told after each linear.
+        tables: Linears whose weight is the transpose of a table -> who looks up rows of it; they read the codes too.
     """
 
     linears: tuple[Linear, ...]
@@ -55,16 +59,18 @@ class QuantizeWeights(ir.passes.InPlacePass):
     accuracy_level: int = 0
     observe: Observer | None = None
     progress: Progress = silent
+    tables: Mapping[Linear, TiedTable] = dataclasses.field(default_factory=dict)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Round and rewrite every linear."""
-        names = Names(model.graph)
+        constants = Constants(model.graph, Names(model.graph))
         for index, linear in enumerate(self.linears):
             rounded = rounded_weight(linear, self.rounder, constant_type(linear.node.inputs[1]), self.observe)
+            table = self.tables.get(linear)
             if self.form == "qdq":
-                _write_qdq(model.graph, names, linear, rounded)
+                _write_qdq(constants, linear, rounded, table)
             else:
-                _write_nbits(model.graph, names, linear, rounded, self.accuracy_level)
+                _write_nbits(constants, linear, rounded, self.accuracy_level, table)
             self.progress("rounding weights", index + 1, len(self.linears))
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, bool(self.linears))
@@ -90,7 +96,8 @@ def rounded_weight(linear: Linear, rounder: Rounder, dtype: ir.DataType, observe
     return rounded
 
 
-def _write_qdq(graph: ir.Graph, names: Names, linear: Linear, rounded: QuantizedWeight) -> None:
+def _write_qdq(constants: Constants, linear: Linear, rounded: QuantizedWeight, table: TiedTable | None) -> None:
+    graph, names = constants.graph, constants.names
     node, group = linear.node, rounded.group_size
     weight = node.inputs[1]
     assert weight is not None
@@ -113,20 +120,22 @@ def _write_qdq(graph: ir.Graph, names: Names, linear: Linear, rounded: Quantized
     )
     graph.insert_before(node, dequantize)
     node.replace_input_with(1, output)
+    if table is not None:
+        look_up_codes(constants, table, codes, scale, group)
 
 
-def _write_nbits(graph: ir.Graph, names: Names, linear: Linear, rounded: QuantizedWeight, accuracy_level: int) -> None:
-    node = linear.node
+def _write_nbits(
+    constants: Constants, linear: Linear, rounded: QuantizedWeight, accuracy_level: int, table: TiedTable | None
+) -> None:
+    graph, names, node = constants.graph, constants.names, linear.node
     weight = node.inputs[1]
     assert weight is not None
     dtype = constant_type(weight)
     block = rounded.group_size or _BLOCK_OF_CHANNEL
     codes, scales = nbits_arrays(rounded, block)
-    inputs = [
-        node.inputs[0],
-        add_constant(graph, names, f"{weight.name}_uint{rounded.bits}", codes),
-        add_constant(graph, names, f"{weight.name}_scale", ir.Tensor(scales, dtype=dtype)),
-    ]
+    stored = add_constant(graph, names, f"{weight.name}_uint{rounded.bits}", codes)
+    scale = add_constant(graph, names, f"{weight.name}_scale", ir.Tensor(scales, dtype=dtype))
+    inputs = [node.inputs[0], stored, scale]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     own_bias = constant_shape(bias) == (linear.outputs,)
     if own_bias:
@@ -150,6 +159,8 @@ def _write_nbits(graph: ir.Graph, names: Names, linear: Linear, rounded: Quantiz
     new = [product, *added]
     ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
     graph.opset_imports.setdefault("com.microsoft", 1)
+    if table is not None:
+        look_up_blocks(constants, table, stored, scale, bits=rounded.bits, block=block, width=linear.inputs)
 
 
 def added_bias(graph: ir.Graph, names: Names, node: ir.Node, product: ir.Node, bias: ir.Value) -> list[ir.Node]:
