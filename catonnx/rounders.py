@@ -79,7 +79,7 @@ def make_rounder(
             if site.name not in latest:
                 latest.clear()
                 hessian = _hessian(plans[site.name], moments[site.name])
-                latest[site.name] = _curved(plans[site.name], hessian, recipe, dampings)
+                latest[site.name] = _curved(site, hessian, recipe, dampings, site.name not in opened.shared)
             return _compensated(weight, latest[site.name], plans[site.name], recipe, dtype)
 
         return compensating
@@ -108,18 +108,19 @@ def _hessian(plan: SitePlan, moments: Moments) -> np.ndarray:
     return np.asarray(hessian + np.diag(noise))
 
 
-def _curved(plan: SitePlan, hessian: np.ndarray, recipe: Recipe, dampings: Dampings) -> Curvature:
+def _curved(site: Site, hessian: np.ndarray, recipe: Recipe, dampings: Dampings, changed: bool) -> Curvature:
     try:
+        changed &= recipe.transform != "none"
         # A basis that was not changed has channels of very different sizes: damp each by its own.
-        result = curvature(hessian, recipe.damping, toward="identity" if plan.factors else "diagonal")
+        result = curvature(hessian, recipe.damping, toward="identity" if changed else "diagonal")
     except ValueError as error:
         raise CalibrationError(
             f"the second moment of the activation cannot be used: {error}",
-            where=f"site {plan.site}",
+            where=f"site {site.name}",
             hint="calibrate on more tokens, raise --damping, or take --rounding mse",
         ) from error
     if result.damping > recipe.damping:
-        dampings[plan.site] = result.damping
+        dampings[site.name] = result.damping
     return result
 
 
@@ -152,7 +153,7 @@ def _sequential(
         plan = plans[site.name]
         round_rows: Callable[[np.ndarray], np.ndarray] | None = None if plan.grid is None else plan.grid.round
         hessian, cross = _products(site, batches, round_rows)
-        curved = _curved(plan, hessian, recipe, dampings)
+        curved = _curved(site, hessian, recipe, dampings, site.name not in opened.shared)
         weights = {}
         for linear in site.selected:
             value = linear.node.inputs[1]
