@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from catonnx.graph.absorb import Absorption, trace
 from catonnx.graph.edits import float64_of
 from catonnx.graph.shapes import Shapes
 from catonnx.graph.sites import INSIDE, Found, Linear, Selection, Site, find_sites
-from catonnx.graph.ties import TiedTable, tied_tables
+from catonnx.graph.ties import TiedTable, shared_weights, tied_tables
 from catonnx.passes.canonicalize import Canonicalize
 from catonnx.recipe import Recipe
 from catonnx.runtime.decoding import can_be_continued
@@ -33,6 +33,8 @@ class Opened:
         absorptions: What the graph can take up before each of these, by name.
         recipe: The wish that it was opened for.
         tables: Linears to be rounded whose weight an embedding shares, if the recipe wants it shared -> the table.
+        alike: Linears to be rounded whose weight other linears share -> a number for each such weight.
+        leaders: Sites of such linears -> the one whose plan they follow: weights stay alike if their bases do.
     """
 
     model: ir.Model
@@ -41,6 +43,8 @@ class Opened:
     absorptions: Mapping[str, Absorption]
     recipe: Recipe
     tables: Mapping[Linear, TiedTable] = dataclasses.field(default_factory=dict)
+    alike: Mapping[Linear, int] = dataclasses.field(default_factory=dict)
+    leaders: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def shared(self) -> frozenset[str]:
@@ -62,7 +66,7 @@ def analyse(model: ir.Model, recipe: Recipe) -> Opened:
     """
     shares = recipe.tied_embeddings is not None
     selection = Selection(recipe.include, recipe.exclude, recipe.lm_head or shares)
-    tied = tied_tables(model.graph) if shares else ()
+    tied, numbers = tied_tables(model.graph) if shares else (), shared_weights(model.graph)
     Canonicalize(selection)(model)
     found = find_sites(model.graph, selection)
     sites = tuple(site for site in found.sites if site.selected)
@@ -72,7 +76,36 @@ def analyse(model: ir.Model, recipe: Recipe) -> Opened:
     absorptions = {site.name: _trace(site, shapes, change_caches) for site in sites}
     linears = {linear.node: linear for site in sites for linear in site.selected}
     tables = {linears[table.product]: table for table in tied if table.product in linears}
-    return Opened(model, found, sites, absorptions, recipe, tables)
+    alike = {linear: numbers[node] for node, linear in linears.items() if node in numbers}
+    leaders = _leaders(sites, alike)
+    absorptions = {
+        name: _without_shared(absorption, name in leaders, {linear.node for linear in alike})
+        for name, absorption in absorptions.items()
+    }
+    return Opened(model, found, sites, absorptions, recipe, tables, alike, leaders)
+
+
+def _leaders(sites: Sequence[Site], alike: Mapping[Linear, int]) -> dict[str, str]:
+    """Return sites that share weights, directly or through others -> one of them."""
+    leaders: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for site in sites:
+        for number in (alike[linear] for linear in site.selected if linear in alike):
+            own = leaders.setdefault(site.name, site.name)
+            other = leaders[first.setdefault(number, site.name)]
+            leaders |= {name: other for name, leader in leaders.items() if leader == own}
+    return leaders
+
+
+def _without_shared(absorption: Absorption, follows: bool, shared: Set[ir.Node]) -> Absorption:
+    """Return what can be absorbed where weights are shared: nothing that would make them differ."""
+    permutable = absorption.permutable
+    if permutable is not None and any(writer.node in shared for writer in permutable.writers):
+        absorption = dataclasses.replace(absorption, permutable=None)
+    if not follows and not any(writer.node in shared for writer in absorption.writers):
+        return absorption
+    reason = "its weights are shared with other sites" if follows else "it would change weights that sites share"
+    return dataclasses.replace(absorption, writers=(), width=0, caches=(), reason=reason, permutable=None)
 
 
 def _trace(site: Site, shapes: Shapes, change_caches: bool) -> Absorption:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -57,6 +57,18 @@ def measure_sites(
     }
     stages = cut(opened.model, opened.sites)
     try:
-        return measure(stages, requests, feeds, scratch=work, provider=recipe.provider, progress=progress)
+        measured = measure(stages, requests, feeds, scratch=work, provider=recipe.provider, progress=progress)
     except ModelError as error:
         raise error.within(work / load.COPY) from error
+    return measured | _joint(measured, opened.leaders)
+
+
+def _joint(measured: Mapping[str, Moments], leaders: Mapping[str, str]) -> dict[str, Moments]:
+    """Return one and the same moments for all sites that share weights: of all of them together."""
+    joint: dict[str, Moments] = {}
+    for name, leader in leaders.items():
+        if leader not in joint or joint[leader].assumed:
+            joint[leader] = measured[name]
+        elif not measured[name].assumed:
+            joint[leader].merge(measured[name])
+    return {name: joint[leader] for name, leader in leaders.items()}

@@ -149,7 +149,9 @@ def inspect(
             opened = analyse(load.load(reference), recipe)
             moments = _measured(opened, reference, source, work, recipe, progress)
         if plan is None and moments:
-            plan = make_plan(recipe, opened.sites, opened.absorptions, moments, selected_weights, opened.shared)
+            plan = make_plan(
+                recipe, opened.sites, opened.absorptions, moments, selected_weights, opened.shared, opened.leaders
+            )
         if plan is not None:
             check_plan(plan, opened.sites, opened.absorptions, opened.shared)
         figures = _figures(opened, plan, moments, recipe) if plan is not None else {}

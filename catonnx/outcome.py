@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from typing import TypeAlias
+from weakref import WeakSet
 
 import numpy as np
 
@@ -56,11 +57,14 @@ def observer(
     plans = plan.by_site()
     site_of = {linear: site.name for site in opened.sites for linear in site.selected}
     latest: dict[str, _SeenSite] = {}
+    counted: WeakSet[QuantizedWeight] = WeakSet()
 
     def observe(linear: Linear, weight: np.ndarray, quantized: QuantizedWeight) -> None:
         name = site_of[linear]
         total = rounded.setdefault(name, RoundedSite())
-        total.size += (quantized.codes.size * quantized.bits + 7) // 8 + quantized.scales.nbytes
+        if quantized not in counted:  # else linears share it
+            counted.add(quantized)
+            total.size += (quantized.codes.size * quantized.bits + 7) // 8 + quantized.scales.nbytes
         if name not in moments:
             return
         if name not in latest:

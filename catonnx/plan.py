@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -77,6 +79,7 @@ def make_plan(
     moments: Mapping[str, Moments],
     weights_of: Callable[[Site], Sequence[np.ndarray]],
     shared: Set[str] = frozenset(),
+    leaders: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """Choose the transform of every site.
 
@@ -87,6 +90,7 @@ def make_plan(
         moments: Their moments, by site name; needed if `recipe.needs_moments`.
         weights_of: Returns the weights [d, N] that read a site and are rounded, float64.
         shared: Names of sites that keep their basis, because an embedding shares the weight.
+        leaders: Sites that share weights -> the one whose plan they follow; their moments are joint.
 
     Raises:
         CalibrationError: if moments are missing or so ill-conditioned that no damping helps.
@@ -111,14 +115,16 @@ def make_plan(
         placed = _place(wish, site, absorptions[site.name], factors, [*notes, *([note] if note else [])])
         return dataclasses.replace(placed, grid=grid)
 
-    wishes = affordable(recipe, sites, moments, weights_of, outline)
-    plans = (outline(wishes[site.name], site) for site in sites)
-    return Plan(
-        tuple(
-            _finished(own(recipe, site), site, absorptions[site.name], plan, moments.get(site.name), weights_of)
-            for site, plan in zip(sites, plans, strict=True)
-        )
-    )
+    def finish(wish: Recipe, site: Site) -> SitePlan:
+        own_wish, seen = own(recipe, site), moments.get(site.name)
+        return _finished(own_wish, site, absorptions[site.name], outline(wish, site), seen, weights_of)
+
+    names = [leaders.get(site.name, site.name) for site in sites]
+    first = [site for site, name in zip(sites, names, strict=True) if site.name == name]
+    wishes = affordable(recipe, first, moments, weights_of, outline, Counter(names))
+    plans = {site.name: finish(wishes[site.name], site) for site in first}
+    named = zip(sites, names, strict=True)
+    return Plan(tuple(dataclasses.replace(plans[name], site=site.name) for site, name in named))
 
 
 def _finished(

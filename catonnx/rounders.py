@@ -5,10 +5,13 @@ gptq            rows make up for each other, by the second moment of what the li
 carried into the new basis, and the error of rounding the activation on its diagonal
 sequential      the same, from what really arrives once all linears before are rounded; the weight is first moved
 to where it makes up for their errors
+
+A weight that several linears share is rounded once, by the first of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -71,6 +74,7 @@ def make_rounder(
         assert scratch is not None
         rounded = _sequential(opened, plans, recipe, feeds, scratch, dampings, progress)
         return lambda linear, _, __: rounded[linear.name]
+    known = _Known(opened.alike)
     if recipe.rounding == "gptq":
         latest: dict[str, Curvature] = {}
 
@@ -82,16 +86,42 @@ def make_rounder(
                 latest[site.name] = _curved(site, hessian, recipe, dampings, site.name not in opened.shared)
             return _compensated(weight, latest[site.name], plans[site.name], recipe, dtype)
 
-        return compensating
+        return known.once(compensating)
     method: Method = "nearest" if recipe.rounding == "nearest" else "mse"
-    return lambda linear, weight, dtype: quantize_weight(
-        weight,
-        recipe.group_size,
-        bits=plans[site_of[linear].name].bits,
-        method=method,
-        signed=recipe.scales == "signed",
-        scale_dtype=dtype.numpy(),
-    )
+
+    def by_itself(linear: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
+        bits, signed = plans[site_of[linear].name].bits, recipe.scales == "signed"
+        return quantize_weight(
+            weight, recipe.group_size, bits=bits, method=method, signed=signed, scale_dtype=dtype.numpy()
+        )
+
+    return known.once(by_itself)
+
+
+class _Known:
+    """Weights that were rounded before, of linears that share one.
+
+    Args:
+        alike: Such linears -> a number for each weight.
+    """
+
+    def __init__(self, alike: Mapping[Linear, int]) -> None:
+        self._alike = alike
+        self._rounded: dict[tuple[int, bytes], QuantizedWeight] = {}
+
+    def once(self, rounder: Rounder) -> Rounder:
+        """Return what rounds a weight [K, N] with `rounder`, unless it has rounded the same numbers of it before."""
+
+        def rounding(linear: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
+            if linear not in self._alike:
+                return rounder(linear, weight, dtype)
+            # In two bases one weight has become two.
+            key = self._alike[linear], hashlib.sha256(weight.tobytes()).digest()
+            if key not in self._rounded:
+                self._rounded[key] = rounder(linear, weight, dtype)
+            return self._rounded[key]
+
+        return rounding
 
 
 def _hessian(plan: SitePlan, moments: Moments) -> np.ndarray:
@@ -148,6 +178,7 @@ def _sequential(
     progress: Progress,
 ) -> dict[str, QuantizedWeight]:
     rounded: dict[str, QuantizedWeight] = {}
+    known = _Known(opened.alike)
 
     def visit(site: Site, batches: Batches) -> Decision:
         plan = plans[site.name]
@@ -158,8 +189,12 @@ def _sequential(
         for linear in site.selected:
             value = linear.node.inputs[1]
             assert value is not None
-            wanted = corrected_weight(float64_of(value)(), hessian, cross, curved.damping)
-            result = _compensated(wanted, curved, plan, recipe, linear.dtype)
+
+            def rounder(_: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
+                wanted = corrected_weight(weight, hessian, cross, curved.damping)
+                return _compensated(wanted, curved, plan, recipe, dtype)
+
+            result = known.once(rounder)(linear, float64_of(value)(), linear.dtype)
             rounded[linear.name], weights[linear.name] = result, result.dequantize()
         return Decision(weights, round_rows)
 

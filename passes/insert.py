@@ -16,6 +16,7 @@ one matrix per block are multiplied out first.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,8 +58,9 @@ class Insert(ir.passes.InPlacePass):
         graph = model.graph
         names, shapes = Names(graph), Shapes(graph)
         shared: dict[tuple[int, ir.DataType], ir.Value] = {}
+        known: dict[tuple[bytes, tuple[int, ...]], ir.Value] = {}
         for item in self.transforms:
-            writer = _Nodes(graph, names, item.site, shared, shapes)
+            writer = _Nodes(graph, names, item.site, shared, known, shapes)
             steps = [step for factor in merged(item.factors) for step in writer.steps(factor)]
             readers = [linear.node for linear in item.site.linears]
             insert_before(graph, names, readers, item.site.value, steps)
@@ -75,6 +77,7 @@ class _Nodes:
     names: Names
     site: Site
     shared: dict[tuple[int, ir.DataType], ir.Value]
+    known: dict[tuple[bytes, tuple[int, ...]], ir.Value]
     shapes: Shapes
 
     def steps(self, factor: Factor) -> list[Step]:
@@ -155,7 +158,11 @@ class _Nodes:
         return output
 
     def _constant(self, what: str, array: np.ndarray) -> ir.Value:
-        return add_constant(self.graph, self.names, f"{self.site.name}/cat/{what}_matrix", self._typed(array))
+        tensor = self._typed(array)
+        key = hashlib.sha256(tensor.tobytes()).digest(), tuple(tensor.shape.numpy())
+        if key not in self.known:  # else a site has it whose weights this one shares
+            self.known[key] = add_constant(self.graph, self.names, f"{self.site.name}/cat/{what}_matrix", tensor)
+        return self.known[key]
 
     def _matrix(self, order: int, *, transposed: bool = False) -> ir.Value:
         """Return the Hadamard matrix of an order, one initializer for the whole model."""

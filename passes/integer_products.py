@@ -35,6 +35,7 @@ from catonnx.math.activations import ActivationGrid
 from catonnx.math.rounding import QuantizedWeight
 from catonnx.passes._lookups import look_up_codes
 from catonnx.passes._rounding_steps import FLOAT, Constants, Nodes, scale_and_offset, widened
+from catonnx.passes._stored import Stored, Values
 from catonnx.passes._weight_codes import codes_tensor
 from catonnx.passes.quantize_weights import Observer, Rounder, added_bias, rounded_weight
 from catonnx.progress import Progress, silent
@@ -73,6 +74,7 @@ class IntegerProducts(ir.passes.InPlacePass):
         total = sum(len(site.selected) for site, _ in wanted)
         for site, grid in wanted:
             _refuse_groups("activations", grid.group_size, "per token", site.name)
+        known = Stored()
         one = _live_one(constants) if self.provider == "cpu" and wanted else None
         for site, grid in wanted:
             shape = shapes[site.read]
@@ -81,7 +83,7 @@ class IntegerProducts(ir.passes.InPlacePass):
             for linear in site.selected:
                 rounded = rounded_weight(linear, self.rounder, FLOAT, self.observe)
                 _refuse_groups("weights", rounded.group_size, "per output channel", linear.name)
-                _write_product(constants, linear, rounded, codes, one, self.tables.get(linear))
+                _write_product(constants, known, linear, rounded, codes, one, self.tables.get(linear))
                 done += 1
                 self.progress("rounding weights", done, total)
         RemoveUnusedNodesPass()(model)
@@ -180,6 +182,7 @@ def _live_one(constants: Constants) -> ir.Value | None:
 
 def _write_product(
     constants: Constants,
+    known: Stored,
     linear: Linear,
     rounded: QuantizedWeight,
     codes: _Codes,
@@ -189,7 +192,11 @@ def _write_product(
     graph, names, node = constants.graph, constants.names, linear.node
     nodes, weight = Nodes(constants, node, linear.name), node.inputs[1]
     assert weight is not None
-    stored = add_constant(graph, names, f"{weight.name}_int{rounded.bits}", codes_tensor(rounded))
+
+    def store() -> Values:
+        return (add_constant(graph, names, f"{weight.name}_int{rounded.bits}", codes_tensor(rounded)),)
+
+    ((stored,), _) = known(rounded, store)
     if table is not None:
         scales = ir.Tensor(rounded.scales[0].astype(linear.dtype.numpy()), dtype=linear.dtype)
         row_scale = add_constant(graph, names, f"{weight.name}_row_scale", scales)

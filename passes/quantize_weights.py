@@ -5,7 +5,7 @@
 
 Weights of 8 bits are int8 [K, N], or uint8 [N, K / group, group]; ONNX Runtime fuses the former to MatMulNBits as well.
 The zero point is left out: the scale carries the sign, so -8 to 7 is used whole. Each MatMul has a DequantizeLinear of
-its own, because ONNX Runtime does not fuse a shared one.
+its own, because ONNX Runtime does not fuse a shared one; a weight that several have is stored once all the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from catonnx.graph.sites import Linear
 from catonnx.graph.ties import TiedTable
 from catonnx.math.rounding import QuantizedWeight
 from catonnx.passes._lookups import look_up_blocks, look_up_codes
-from catonnx.passes._rounding_steps import Constants
+from catonnx.passes._rounding_steps import Constants, Nodes
+from catonnx.passes._stored import Stored, Values, copied
 from catonnx.passes._weight_codes import codes_tensor, nbits_arrays
 from catonnx.progress import Progress, silent
 
@@ -63,14 +64,14 @@ class QuantizeWeights(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Round and rewrite every linear."""
-        constants = Constants(model.graph, Names(model.graph))
+        constants, stored = Constants(model.graph, Names(model.graph)), Stored()
         for index, linear in enumerate(self.linears):
             rounded = rounded_weight(linear, self.rounder, constant_type(linear.node.inputs[1]), self.observe)
             table = self.tables.get(linear)
             if self.form == "qdq":
-                _write_qdq(constants, linear, rounded, table)
+                _write_qdq(constants, stored, linear, rounded, table)
             else:
-                _write_nbits(constants, linear, rounded, self.accuracy_level, table)
+                _write_nbits(constants, stored, linear, rounded, self.accuracy_level, table)
             self.progress("rounding weights", index + 1, len(self.linears))
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, bool(self.linears))
@@ -96,15 +97,24 @@ def rounded_weight(linear: Linear, rounder: Rounder, dtype: ir.DataType, observe
     return rounded
 
 
-def _write_qdq(constants: Constants, linear: Linear, rounded: QuantizedWeight, table: TiedTable | None) -> None:
+def _write_qdq(
+    constants: Constants, stored: Stored, linear: Linear, rounded: QuantizedWeight, table: TiedTable | None
+) -> None:
     graph, names = constants.graph, constants.names
     node, group = linear.node, rounded.group_size
     weight = node.inputs[1]
     assert weight is not None
     dtype = constant_type(weight)
-    codes = add_constant(graph, names, f"{weight.name}_int{rounded.bits}", codes_tensor(rounded))
-    scales = rounded.scales.reshape(-1) if group is None else rounded.scales
-    scale = add_constant(graph, names, f"{weight.name}_scale", ir.Tensor(scales, dtype=dtype))
+
+    def store() -> Values:
+        scales = rounded.scales.reshape(-1) if group is None else rounded.scales
+        return (
+            add_constant(graph, names, f"{weight.name}_int{rounded.bits}", codes_tensor(rounded)),
+            add_constant(graph, names, f"{weight.name}_scale", ir.Tensor(scales, dtype=dtype)),
+        )
+
+    values, number = stored(rounded, store)
+    codes, scale = (copied(Nodes(constants, node, linear.name), value, number) for value in values)
     attributes = {"axis": 1} if group is None else {"axis": 0, "block_size": group}
     output = ir.Value(
         name=names.new(f"{weight.name}_dequantized"),
@@ -125,17 +135,28 @@ def _write_qdq(constants: Constants, linear: Linear, rounded: QuantizedWeight, t
 
 
 def _write_nbits(
-    constants: Constants, linear: Linear, rounded: QuantizedWeight, accuracy_level: int, table: TiedTable | None
+    constants: Constants,
+    stored: Stored,
+    linear: Linear,
+    rounded: QuantizedWeight,
+    accuracy_level: int,
+    table: TiedTable | None,
 ) -> None:
     graph, names, node = constants.graph, constants.names, linear.node
     weight = node.inputs[1]
     assert weight is not None
     dtype = constant_type(weight)
     block = rounded.group_size or _BLOCK_OF_CHANNEL
-    codes, scales = nbits_arrays(rounded, block)
-    stored = add_constant(graph, names, f"{weight.name}_uint{rounded.bits}", codes)
-    scale = add_constant(graph, names, f"{weight.name}_scale", ir.Tensor(scales, dtype=dtype))
-    inputs = [node.inputs[0], stored, scale]
+
+    def store() -> Values:
+        codes, scales = nbits_arrays(rounded, block)
+        return (
+            add_constant(graph, names, f"{weight.name}_uint{rounded.bits}", codes),
+            add_constant(graph, names, f"{weight.name}_scale", ir.Tensor(scales, dtype=dtype)),
+        )
+
+    codes, scale = stored(rounded, store)[0]
+    inputs = [node.inputs[0], codes, scale]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     own_bias = constant_shape(bias) == (linear.outputs,)
     if own_bias:
@@ -160,7 +181,7 @@ def _write_nbits(
     ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
     graph.opset_imports.setdefault("com.microsoft", 1)
     if table is not None:
-        look_up_blocks(constants, table, stored, scale, bits=rounded.bits, block=block, width=linear.inputs)
+        look_up_blocks(constants, table, codes, scale, bits=rounded.bits, block=block, width=linear.inputs)
 
 
 def added_bias(graph: ir.Graph, names: Names, node: ir.Node, product: ir.Node, bias: ir.Value) -> list[ir.Node]:

@@ -1,4 +1,4 @@
-"""Tables that an embedding and an output head share: one constant, looked up row by row and multiplied with.
+"""Constants that several nodes share: a table of embedding and output head, or weights of layers that are alike.
 
 The embedding is Gather(table [V, d], tokens), the head MatMul(x, Transpose(table)) or Gemm(x, table, transB=1).
 """
@@ -49,6 +49,34 @@ def tied_tables(graph: ir.Graph) -> tuple[TiedTable, ...]:
         if len(ranks) == len(lookups):
             tables.append(TiedTable(product, lookups, ranks))
     return tuple(tables)
+
+
+def shared_weights(graph: ir.Graph) -> dict[ir.Node, int]:
+    """Return products by a constant that another product reads in the same way -> a number for each such constant.
+
+    Args:
+        graph: A graph that has not been canonicalized yet.
+    """
+    readers: dict[tuple[object, ...], list[ir.Node]] = {}
+    for node in graph:
+        origin = _origin(node) if node.op_type in _PRODUCTS and node.domain in ("", "ai.onnx") else None
+        if origin is not None:
+            readers.setdefault(origin, []).append(node)
+    several = [nodes for nodes in readers.values() if len(nodes) > 1]
+    return {node: number for number, nodes in enumerate(several) for node in nodes}
+
+
+def _origin(node: ir.Node) -> tuple[object, ...] | None:
+    """Return the initializer that a product multiplies by, and what is done to it; None if there is none."""
+    if len(constant_shape(node.inputs[1]) or ()) != 2:
+        return None
+    value, turned, casts = node.inputs[1], bool(node.attributes.get_int("transB", 0)), []
+    while value is not None and (producer := value.producer()) is not None:
+        if producer.op_type == "Cast":
+            casts.append(producer.attributes["to"].as_int())
+        turned ^= producer.op_type == "Transpose" and _swaps(producer)
+        value = producer.inputs[0] if producer.inputs else None
+    return None if value is None else (value, turned, *casts, node.attributes.get_float("alpha", 1.0))
 
 
 def _readers(table: ir.Value, graph: ir.Graph) -> tuple[set[ir.Node], set[ir.Node]] | None:
