@@ -19,6 +19,7 @@ import numpy as np
 from catonnx.analysis import Opened, selected_weights
 from catonnx.errors import UsageError
 from catonnx.graph.sites import Site
+from catonnx.kept import Kept
 from catonnx.math.activations import relative_error
 from catonnx.math.moments import Moments
 from catonnx.math.rounding import quantize_weight
@@ -56,6 +57,7 @@ def decide(
     moments: Mapping[str, Moments],
     recipe: Recipe,
     announce: Callable[[Sequence[Allotment]], None] = lambda _: None,
+    kept: Kept | None = None,
 ) -> Plan:
     """Return the plan of a model, bits included.
 
@@ -64,9 +66,19 @@ def decide(
         moments: Of all sites, where the recipe needs them.
         recipe: What was asked for.
         announce: Told who gets how many bits, if not all get 4.
+        kept: As `make_plan` uses it.
     """
-    plan = make_plan(recipe, opened.sites, opened.absorptions, moments, selected_weights, opened.shared, opened.leaders)
-    wide = opened.shared if recipe.tied_embeddings == HIGHEST else frozenset[str]()
+    plan = make_plan(
+        recipe,
+        opened.sites,
+        opened.absorptions,
+        moments,
+        selected_weights,
+        kept,
+        tied=opened.tied,
+        leaders=opened.leaders,
+    )
+    wide = opened.tied if recipe.tied_embeddings == HIGHEST else frozenset[str]()
     wide |= _named(recipe, opened.sites)
     plan = with_bits(plan, wide | _followers(opened, {opened.leaders.get(name) for name in wide}))
     if not recipe.keep_8bit and recipe.target_bits is None:

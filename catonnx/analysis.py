@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from catonnx.errors import ModelError, NothingToOptimizeError, UsageError
-from catonnx.graph.absorb import Absorption, trace
+from catonnx.graph.absorb import Absorption
+from catonnx.graph.constants import tensor_array
 from catonnx.graph.edits import float64_of
 from catonnx.graph.shapes import Shapes
+from catonnx.graph.sharing import trace_sites
 from catonnx.graph.sites import INSIDE, Found, Linear, Selection, Site, find_sites
-from catonnx.graph.ties import TiedTable, shared_weights, tied_tables
+from catonnx.graph.ties import TiedTable, shared_inside, shared_weights, tied_tables
 from catonnx.passes.canonicalize import Canonicalize
+from catonnx.passes.unfuse import Unfuse
+from catonnx.passes.unstack import Unstack
 from catonnx.recipe import Recipe
 from catonnx.runtime.decoding import can_be_continued
 
@@ -47,7 +51,7 @@ class Opened:
     leaders: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
-    def shared(self) -> frozenset[str]:
+    def tied(self) -> frozenset[str]:
         """Names of the sites that such linears read: they keep their basis, because the embedding has the same one."""
         return frozenset(site.name for site in self.sites if not self.tables.keys().isdisjoint(site.selected))
 
@@ -66,6 +70,8 @@ def analyse(model: ir.Model, recipe: Recipe) -> Opened:
     """
     shares = recipe.tied_embeddings is not None
     selection = Selection(recipe.include, recipe.exclude, recipe.lm_head or shares)
+    Unfuse(selection)(model)
+    Unstack(selection)(model)
     tied, numbers = tied_tables(model.graph) if shares else (), shared_weights(model.graph)
     Canonicalize(selection)(model)
     found = find_sites(model.graph, selection)
@@ -73,16 +79,14 @@ def analyse(model: ir.Model, recipe: Recipe) -> Opened:
     shapes = Shapes(model.graph)
     # A cache in another basis must be proven to fit the model that wrote it; where it cannot, it stays as it is.
     change_caches = recipe.caches == "transformed" and can_be_continued(model)
-    absorptions = {site.name: _trace(site, shapes, change_caches) for site in sites}
     linears = {linear.node: linear for site in sites for linear in site.selected}
     tables = {linears[table.product]: table for table in tied if table.product in linears}
+    numbers |= shared_inside((site for site in sites if site.inside), first=len(numbers))
     alike = {linear: numbers[node] for node, linear in linears.items() if node in numbers}
-    leaders = _leaders(sites, alike)
-    absorptions = {
-        name: _without_shared(absorption, name in leaders, {linear.node for linear in alike})
-        for name, absorption in absorptions.items()
-    }
-    return Opened(model, found, sites, absorptions, recipe, tables, alike, leaders)
+    opened = Opened(model, found, sites, {}, recipe, tables, alike, _leaders(sites, alike))
+    absorptions = trace_sites(found.sites, shapes, change_caches=change_caches)
+    own = {name: _without_shared(name, absorption, opened) for name, absorption in absorptions.items()}
+    return dataclasses.replace(opened, absorptions=own)
 
 
 def _leaders(sites: Sequence[Site], alike: Mapping[Linear, int]) -> dict[str, str]:
@@ -97,20 +101,20 @@ def _leaders(sites: Sequence[Site], alike: Mapping[Linear, int]) -> dict[str, st
     return leaders
 
 
-def _without_shared(absorption: Absorption, follows: bool, shared: Set[ir.Node]) -> Absorption:
+def _without_shared(name: str, absorption: Absorption, opened: Opened) -> Absorption:
     """Return what can be absorbed where weights are shared: nothing that would make them differ."""
-    permutable = absorption.permutable
+    shared, permutable = {linear.node for linear in opened.alike}, absorption.permutable
     if permutable is not None and any(writer.node in shared for writer in permutable.writers):
         absorption = dataclasses.replace(absorption, permutable=None)
-    if not follows and not any(writer.node in shared for writer in absorption.writers):
+    # What is absorbed for some is undone by their peers too, in weights that must stay as they are.
+    bound = {peer.name for peer in absorption.peers} & (opened.leaders.keys() | opened.tied)
+    if name in opened.leaders and absorption.reason != INSIDE:
+        reason = "its weights are shared with other sites"
+    elif bound or any(writer.node in shared for writer in absorption.writers):
+        reason = "it would change weights that sites share"
+    else:
         return absorption
-    reason = "its weights are shared with other sites" if follows else "it would change weights that sites share"
-    return dataclasses.replace(absorption, writers=(), width=0, caches=(), reason=reason, permutable=None)
-
-
-def _trace(site: Site, shapes: Shapes, change_caches: bool) -> Absorption:
-    readers = frozenset(linear.node for linear in site.linears)
-    return trace(site.value, site.width, readers, shapes, change_caches=change_caches)
+    return dataclasses.replace(absorption, writers=(), width=0, caches=(), reason=reason, permutable=None, shared=())
 
 
 def check_something_to_do(opened: Opened) -> None:
@@ -135,12 +139,31 @@ def check_something_to_do(opened: Opened) -> None:
         return
     found = {reason for _, _, reason in opened.left_alone()}
     reasons = "; ".join(sorted(found))
-    merged = "of a merged decoder take the parts, decoder_model.onnx and decoder_with_past_model.onnx; "
     raise NothingToOptimizeError(
         "no linear layer to optimize" + (f": {reasons}" if reasons else ""),
-        hint=merged * (INSIDE in found)
-        + "a linear is a MatMul or Gemm with a constant 2-D weight; `catonnx inspect` lists them",
+        hint="a linear is a MatMul or Gemm with a constant 2-D weight; `catonnx inspect` lists them",
     )
+
+
+def check_types(opened: Opened) -> None:
+    """Refuse a form that the provider meant for the result has no kernel for, in the type of a linear.
+
+    Every form is sound ONNX in bfloat16. On CUDA, ONNX Runtime (1.31) multiplies it by MatMulNBits and MatMulInteger,
+    and has no DequantizeLinear of it; the CPU has nothing of it at all, so that such a result is for other runtimes.
+
+    Raises:
+        UsageError: naming the linear.
+    """
+    recipe = opened.recipe
+    if recipe.provider != "cuda" or recipe.form != "qdq" or not recipe.rounds:
+        return
+    for site in opened.sites:
+        if site.dtype == ir.DataType.BFLOAT16:
+            raise UsageError(
+                "form qdq dequantizes weights to bfloat16, which ONNX Runtime cannot do on CUDA",
+                where=site.selected[0].name,
+                hint="choose form nbits, or form integer for rounded activations",
+            )
 
 
 def check_weights(opened: Opened) -> None:
@@ -153,7 +176,7 @@ def check_weights(opened: Opened) -> None:
         for linear in site.selected:
             tensor = linear.node.inputs[1].const_value  # type: ignore[union-attr]
             assert tensor is not None
-            _check_finite(tensor.numpy(), linear)
+            _check_finite(tensor_array(tensor), linear)
 
 
 def _check_finite(array: np.ndarray, linear: Linear) -> None:

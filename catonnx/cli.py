@@ -60,7 +60,7 @@ _CODES = [
     "0  done",
     "1  a bug in catonnx; the traceback says where",
     *(f"{kind.exit_code}  {(kind.__doc__ or '').strip()}" for kind in CatonnxError.__subclasses__()),
-    f"{INTERRUPTED}  Interrupted; no output is left behind.",
+    f"{INTERRUPTED}  Interrupted; there is no output, and the same command goes on from what was done.",
 ]
 _EPILOG = "Exit codes:\n\n" + "\n\n".join(_CODES)
 _SEE = "Exit codes are listed by `catonnx --help`."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -53,6 +53,38 @@ def fit_factors(
     if recipe.transform == "smoothquant":
         return [_smoothing(absorption, moments, weights_of(site))]
     return [fit_alignment(site, absorption, moments, weights_of(site), block, _SOLVERS[recipe.transform])]
+
+
+def fit_together(
+    recipe: Recipe,
+    sites: Sequence[Site],
+    absorption: Absorption,
+    moments: Mapping[str, Moments],
+    weights_of: Callable[[Site], Sequence[np.ndarray]],
+    block: int,
+) -> list[Factor]:
+    """Return the one answer of `fit_factors` for sites that share what is absorbed: to all their rows and weights.
+
+    Args:
+        recipe: As there.
+        sites: They read rows of one value.
+        absorption: What they share.
+        moments: Of each, by name; those that calibration did not reach do not count.
+        weights_of: As there, for one site at a time.
+        block: As there.
+    """
+    measured = [moments[site.name] for site in sites if site.name in moments]
+    largest = recipe.transform == "smoothquant"
+
+    def outline(weight: np.ndarray) -> np.ndarray:
+        """Return a column that stands for all of a weight where a scaling is fitted: experts are many."""
+        column = np.abs(weight).max(axis=1) if largest else np.sqrt(np.einsum("dn,dn->d", weight, weight))
+        return weight if block > 1 else column[:, None]
+
+    weights = [outline(weight) for site in sites for weight in weights_of(site)]
+    return fit_factors(
+        recipe, sites[0], absorption, Moments.pooled(measured) if measured else None, lambda _: weights, block
+    )
 
 
 def _gathering(

@@ -143,17 +143,23 @@ def inspect(
         work = Path(folder)
         if not recipe.calibration:
             opened = analyse(load.load(source.path), recipe)
-            moments: dict[str, Moments] = {}
+            moments: Mapping[str, Moments] = {}
         else:
             reference = load.bring(source, work)
             opened = analyse(load.load(reference), recipe)
             moments = _measured(opened, reference, source, work, recipe, progress)
         if plan is None and moments:
             plan = make_plan(
-                recipe, opened.sites, opened.absorptions, moments, selected_weights, opened.shared, opened.leaders
+                recipe,
+                opened.sites,
+                opened.absorptions,
+                moments,
+                selected_weights,
+                tied=opened.tied,
+                leaders=opened.leaders,
             )
         if plan is not None:
-            check_plan(plan, opened.sites, opened.absorptions, opened.shared)
+            check_plan(plan, opened.sites, opened.absorptions, opened.tied)
         figures = _figures(opened, plan, moments, recipe) if plan is not None else {}
         sites = tuple(_view(site, opened.absorptions[site.name], plan, figures.get(site.name)) for site in opened.sites)
         return Inspection(str(model), source.digest, sites, opened.left_alone(), plan is not None)
@@ -161,7 +167,7 @@ def inspect(
 
 def _measured(
     opened: Opened, reference: Path, source: load.Source, work: Path, recipe: Recipe, progress: Progress
-) -> dict[str, Moments]:
+) -> Mapping[str, Moments]:
     if not opened.sites:
         return {}
     feeds = calibration_feeds(reference, source, opened, recipe, recipe.samples, progress)

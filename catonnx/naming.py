@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 _APPENDED = re.compile(r"_\d+$")
+_WORD = re.compile(r"[A-Za-z]\d+$")
+_OPERATORS = ("Gemm", "MatMul")
 _SEPARATORS = re.compile(r"([/.])")
 
 
@@ -18,8 +20,9 @@ def kind_of(names: Sequence[str]) -> str:
     """Return one name for linears of one site: numbers left out, `a/q/M` and `a/k/M` joined to `a/{q,k}/M`.
 
     A number that some exporters append to make a name unique says nothing at all: `linear` and `linear_7` are one kind.
+    One that is part of the last word tells linears of one layer apart: `fc1` and `fc2` are two kinds.
     """
-    kinds = list(dict.fromkeys(without_numbers(_APPENDED.sub("", name)) for name in names))
+    kinds = list(dict.fromkeys(map(_kind, names)))
     if len(kinds) < 2:
         return "".join(kinds)
     split = [_SEPARATORS.split(kind) for kind in kinds]
@@ -27,6 +30,13 @@ def kind_of(names: Sequence[str]) -> str:
         return ", ".join(kinds)
     columns = (tuple(dict.fromkeys(column)) for column in zip(*split, strict=True))
     return "".join(column[0] if len(column) == 1 else "{" + ",".join(column) + "}" for column in columns)
+
+
+def _kind(name: str) -> str:
+    parts = _SEPARATORS.split(_APPENDED.sub("", name))
+    own = max((index for index, part in enumerate(parts[::2]) if part not in _OPERATORS), default=0) * 2
+    kept = parts[own] if _WORD.search(parts[own]) else without_numbers(parts[own])
+    return "".join([*map(without_numbers, parts[:own]), kept, *parts[own + 1 :]])
 
 
 def shortened(names: Sequence[str]) -> list[str]:

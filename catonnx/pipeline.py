@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,27 +14,32 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from catonnx.allocation import Allotment, decide
-from catonnx.analysis import MARK, Opened, analyse, check_something_to_do, check_weights, selected_weights
+from catonnx.analysis import MARK, Opened, analyse, check_something_to_do, check_types, check_weights, selected_weights
 from catonnx.calibrating import calibration_feeds, measure_sites
 from catonnx.errors import OutputError, UsageError
 from catonnx.graph import load
 from catonnx.graph.absorb_walk import continued_input
 from catonnx.graph.outputs import with_outputs
-from catonnx.graph.save import RESULT_MARK, copy_companions, staged, write_beside, write_model
+from catonnx.graph.save import RESULT_MARK, copy_companions, spilling, write_model
 from catonnx.measures import Clock, bytes_of, peak_memory, versions
 from catonnx.outcome import Shifts, observer, rows_of
 from catonnx.plan import check_form, check_plan
 from catonnx.progress import Progress, silent
 from catonnx.quality import RoundedSite, predict
-from catonnx.recipe import Recipe
+from catonnx.recipe import SELF, Recipe
 from catonnx.report import Report
 from catonnx.rewriting import transform, write_rounded
 from catonnx.rounders import Dampings, make_rounder
+from catonnx.runtime.checkpoint import Checkpoint
 from catonnx.runtime.compare import SitePair
+from catonnx.runtime.decoding import can_be_continued
 from catonnx.runtime.feeds import Feeds, graph_inputs
+from catonnx.runtime.running import Unwritten
 from catonnx.runtime.samples import shortened
+from catonnx.runtime.stage_sessions import free_path
 from catonnx.runtime.verify import Verifier
 from catonnx.siteplan import Plan, online_multiply_adds
+from catonnx.workspace import working
 
 VERIFIED_RUNS = 2
 VERIFIED_TOKENS = 256
@@ -69,31 +76,31 @@ def optimize(
     recipe, out, clock = recipe or Recipe(), Path(out), Clock()
     source = load.find(Path(model))
     _check_places(source, out)
+    key = functools.partial(_key, source, recipe, plan)
     # BLAS threads beside ONNX Runtime's own fight for the cores: small products became up to 100 times slower.
-    with threadpool_limits(1, "blas"), staged(out, force=force) as stage, ExitStack() as cleanup:
-        work = stage / ".work"
-        work.mkdir()
+    with threadpool_limits(1, "blas"), working(out, force=force, key=key) as space, ExitStack() as cleanup:
+        work, stage, kept, checkpoint = space.source, space.result, space.kept, Checkpoint(space.live)
         cleanup.enter_context(load.naming(work / load.COPY, source.path))
         with clock("load"):
-            reference = load.bring(source, work)
+            reference = space.copied(lambda: load.bring(source, work))
             locations = source.locations  # read here, where memory is still free
             opened = analyse(load.load(reference), recipe)
             check_something_to_do(opened)
+            check_types(opened)
             check_weights(opened)
             if plan is not None:
-                check_plan(plan, opened.sites, opened.absorptions, opened.shared)
-                check_form(plan, recipe)
+                check_plan(plan, opened.sites, opened.absorptions, opened.tied)
+                check_form(plan, recipe, opened.sites)
         graph_model, linears = opened.model, tuple(linear for site in opened.sites for linear in site.selected)
 
         with clock("calibrate"):
             fits = recipe.needs_moments if plan is None else recipe.rounds_by_data
-            feeds = calibration_feeds(
-                reference, source, opened, recipe, recipe.samples if fits else VERIFIED_RUNS, progress
-            )
-            moments = measure_sites(opened, work, feeds, recipe, progress) if fits else {}
+            samples = recipe.samples if fits else VERIFIED_RUNS
+            feeds = calibration_feeds(reference, source, opened, recipe, samples, progress, kept)
+            moments = measure_sites(opened, work, feeds, recipe, progress, kept, checkpoint) if fits else {}
 
         with clock("plan"):
-            chosen = decide(opened, moments, recipe, announce) if plan is None else plan
+            chosen = decide(opened, moments, recipe, announce, kept) if plan is None else plan
             predictions = predict(opened.sites, chosen, moments, recipe, selected_weights)
             changed_caches = _changed_caches(opened, chosen)
             _check_caches_are_empty(opened, changed_caches, feeds[:VERIFIED_RUNS])
@@ -101,15 +108,19 @@ def optimize(
         with clock("transform"):
             transform(opened, chosen)
             graph_model.metadata_props[MARK] = recipe.scheme
-            transformed = work / "transformed.onnx" if recipe.rounds else stage / "model.onnx"
-            (write_beside if recipe.rounds else write_model)(graph_model, transformed)
+            transformed = Unwritten(graph_model, work)
+            if not recipe.rounds:
+                write_model(graph_model, stage / "model.onnx")
+                transformed = _result(stage)
 
-        kept = [str(value.name) for value in graph_model.graph.outputs if value.name not in changed_caches]
+        compared = [str(value.name) for value in graph_model.graph.outputs if value.name not in changed_caches]
         verifying = Verifier(
-            reference,
+            Unwritten(load.read(reference), work, reference),
             [shortened(run, VERIFIED_TOKENS, graph_inputs(graph_model)) for run in feeds[:VERIFIED_RUNS]],
-            kept,
-            continued=bool(changed_caches),
+            compared,
+            # The branch that continues from a cache is seen in no other way.
+            continued=bool(changed_caches)
+            or (any(site.inside for site in opened.sites) and can_be_continued(graph_model)),
             provider=recipe.provider,
             scratch=work,
             progress=progress,
@@ -127,16 +138,26 @@ def optimize(
         if recipe.rounds:
             with clock("round"):
                 rounder = make_rounder(
-                    opened, chosen, moments, recipe, feeds=feeds, scratch=work, dampings=dampings, progress=progress
+                    opened,
+                    chosen,
+                    moments,
+                    recipe,
+                    feeds=feeds,
+                    scratch=work,
+                    dampings=dampings,
+                    kept=kept,
+                    checkpoint=checkpoint,
+                    progress=progress,
                 )
                 shifts: Shifts | None = {} if recipe.correct_bias else None
                 observe = observer(opened, chosen, moments, rounded, shifts)
-                write_rounded(opened, chosen, rounder, observe, shifts, progress)
+                spill = spilling(free_path(work).with_suffix(".bin"))
+                write_rounded(opened, chosen, rounder, observe, shifts, progress, spill)
             with clock("save"):
                 write_model(graph_model, stage / "model.onnx")
             with clock("verify"):
                 verification |= verifier.check_deployed(
-                    stage / "model.onnx",
+                    _result(stage),
                     [linear.name for linear in linears],
                     rounds_activations=recipe.form == "qdq" and recipe.provider == "cpu",
                 )
@@ -166,9 +187,22 @@ def optimize(
             plan=chosen,
         )
         cleanup.close()
-        shutil.rmtree(work)
         (stage / RESULT_MARK).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     return report
+
+
+def _key(source: load.Source, recipe: Recipe, plan: Plan | None) -> str:
+    """Return a digest of all that the output depends on: model and companions, calibration, recipe, plan, versions."""
+    digest = hashlib.sha256(source.digest.encode())
+    files = [Path(text) for text in recipe.texts if text != SELF]
+    files += sorted(source.path.parent.glob("*.json"))
+    for file in files:
+        with contextlib.suppress(OSError), file.open("rb") as stream:  # whoever needs it says what is wrong
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    for name, array in {} if plan is None else plan.to_arrays().items():
+        digest.update(name.encode() + array.tobytes())
+    digest.update(json.dumps([recipe.to_json(), versions()], sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _check_places(source: load.Source, out: Path) -> None:
@@ -199,19 +233,25 @@ def _check_caches_are_empty(opened: Opened, changed: Sequence[str], feeds: Seque
             )
 
 
-def _site_models(opened: Opened, plan: Plan, work: Path) -> tuple[Path, Path, list[SitePair]]:
-    """Write the source and the transformed model with the activation that every linear reads as outputs."""
-    before = analyse(load.load(work / "source.onnx"), opened.recipe)
+def _result(stage: Path) -> Unwritten:
+    """Return the saved model, read afresh."""
+    path = stage / "model.onnx"
+    return Unwritten(load.read(path), stage, path)
+
+
+def _site_models(opened: Opened, plan: Plan, work: Path) -> tuple[Unwritten, Unwritten, list[SitePair]]:
+    """Return the source and the transformed model with the activation that every linear reads as outputs."""
+    before = analyse(load.load(work / load.COPY), opened.recipe)
     plans = plan.by_site()
-    dtypes = [site.dtype for site in opened.sites]
-    old_names = [site.name for site in before.sites]
-    new_values = [site.linears[0].node.inputs[0] for site in opened.sites]
+    sites = [site for site in opened.sites if not site.inside]  # the others are no values of the main graph
+    dtypes = [site.dtype for site in sites]
+    old_names = [site.name for site in before.sites if not site.inside]
+    new_values = [site.linears[0].node.inputs[0] for site in sites]
     new_names = [str(value.name) for value in new_values if value is not None]
-    paths = work / "sites_before.onnx", work / "sites_after.onnx"
-    write_beside(with_outputs(before.model, dict(zip(old_names, dtypes, strict=True))), paths[0])
-    write_beside(with_outputs(opened.model, dict(zip(new_names, dtypes, strict=True))), paths[1])
+    old = with_outputs(before.model, dict(zip(old_names, dtypes, strict=True)))
+    new = with_outputs(opened.model, dict(zip(new_names, dtypes, strict=True)))
     pairs = [
         SitePair(site.name, old, new, plans[site.name].transform(site.width).apply)
-        for site, old, new in zip(opened.sites, old_names, new_names, strict=True)
+        for site, old, new in zip(sites, old_names, new_names, strict=True)
     ]
-    return (*paths, pairs)
+    return Unwritten(old, work), Unwritten(new, work), pairs

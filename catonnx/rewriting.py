@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
 from catonnx.analysis import Opened
+from catonnx.graph.save import Spill, held
 from catonnx.passes.absorb import Absorb, AbsorbedTransform
+from catonnx.passes.add_as_sum import AddAsSum
 from catonnx.passes.clamp_as_max import ClampAsMax
 from catonnx.passes.insert import Insert, OnlineTransform
 from catonnx.passes.integer_products import IntegerProducts
@@ -31,6 +34,7 @@ def write_rounded(
     observe: Observer,
     shifts: Mapping[str, np.ndarray] | None,
     progress: Progress,
+    spill: Spill = held,
 ) -> None:
     """Round a transformed model in place, in the form that its recipe wants.
 
@@ -41,29 +45,37 @@ def write_rounded(
         observe: Is told what became of it.
         shifts: What is added to the outputs of linears, once all of them are rounded; `observe` may fill it in.
         progress: Told of long steps.
+        spill: Takes codes and scales out of memory.
     """
     recipe, plans = opened.recipe, plan.by_site()
-    linears = tuple(linear for site in opened.sites for linear in site.selected)
+    # An integer product needs its activation rounded, and in bodies activations stay in float.
+    integer = recipe.form == "integer"
+    weights_only = [site for site in opened.sites if site.inside or not integer]
+    linears = tuple(linear for site in weights_only for linear in site.selected)
     grids = tuple((site, grid) for site in opened.sites if (grid := plans[site.name].grid) is not None)
-    if recipe.form == "integer":
-        IntegerProducts(grids, rounder, recipe.provider, observe, progress, opened.tables)(opened.model)
-    else:
-        level = recipe.kernel_level
-        QuantizeWeights(linears, rounder, recipe.form, level, observe, progress, opened.tables)(opened.model)
+    if integer:
+        IntegerProducts(grids, rounder, recipe.provider, observe, spill, progress, opened.tables)(opened.model)
+    form: Literal["qdq", "nbits"] = "nbits" if recipe.form == "nbits" else "qdq"
+    level = recipe.kernel_level
+    QuantizeWeights(linears, rounder, form, level, observe, spill, progress, opened.tables)(opened.model)
     if shifts:
         ShiftOutputs(shifts)(opened.model)
     if recipe.form == "qdq":
         QuantizeActivations(grids)(opened.model)
+    if form == "qdq":
+        AddAsSum(linears)(opened.model)
         ClampAsMax(linears)(opened.model)
 
 
 def _absorbed(opened: Opened, plan: Plan) -> tuple[AbsorbedTransform, ...]:
-    plans = plan.by_site()
-    return tuple(
-        AbsorbedTransform(site, absorption.writers, plans[site.name].absorbed, absorption.permutable)
-        for site in opened.sites
-        if plans[site.name].absorbed and (absorption := opened.absorptions[site.name])
-    )
+    plans, result = plan.by_site(), []
+    for site in opened.sites:
+        absorption, factors = opened.absorptions[site.name], plans[site.name].absorbed
+        if not factors or absorption.peers[:1] not in ((), (site,)):
+            continue  # what several sites share is written once, for the first of them
+        others = tuple(other for other in absorption.shared if other is not site)
+        result.append(AbsorbedTransform(site, absorption.writers, factors, absorption.permutable, others))
+    return tuple(result)
 
 
 def _online(opened: Opened, plan: Plan) -> tuple[OnlineTransform, ...]:

@@ -11,6 +11,7 @@ A weight that several linears share is rounded once, by the first of them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from catonnx.errors import CalibrationError
 from catonnx.graph.edits import float64_of
 from catonnx.graph.segments import cut
 from catonnx.graph.sites import Linear, Site
+from catonnx.kept import Kept
 from catonnx.math.curvature import Curvature, curvature
 from catonnx.math.gptq import corrected_weight, gptq
 from catonnx.math.moments import Moments
@@ -31,6 +33,7 @@ from catonnx.passes.quantize_weights import Rounder
 from catonnx.progress import Progress
 from catonnx.quality import new_moment
 from catonnx.recipe import Recipe
+from catonnx.runtime.checkpoint import Checkpoint
 from catonnx.runtime.feeds import Feeds
 from catonnx.runtime.stream import Batches, Decision, run_stages
 from catonnx.siteplan import Plan, SitePlan
@@ -51,6 +54,8 @@ def make_rounder(
     feeds: Sequence[Feeds] = (),
     scratch: Path | None = None,
     dampings: Dampings | None = None,
+    kept: Kept | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Progress,
 ) -> Rounder:
     """Return what rounds each weight of a transformed model as the recipe wants it.
@@ -63,65 +68,94 @@ def make_rounder(
         feeds: Calibration inputs; for `sequential`.
         scratch: A folder for what does not fit into memory; for `sequential`.
         dampings: Takes down where the damping had to be raised.
+        kept: Takes down every weight once it is rounded; those in it are not rounded again.
+        checkpoint: For `sequential`, as `run_stages` uses it.
         progress: Told of long steps.
 
     Raises:
         CalibrationError: if the moments of a site cannot be used; other errors as `run_stages`.
     """
-    plans, dampings = plan.by_site(), {} if dampings is None else dampings
+    plans, kept = plan.by_site(), Kept() if kept is None else kept
+    damped = _Damped({} if dampings is None else dampings, kept)
+    for site in opened.sites:
+        damped.recall(site.name)
     site_of = {linear: site for site in opened.sites for linear in site.selected}
+    alone, remembering = _alone(site_of, plans, recipe), _Remembering(opened, plans, kept)
     if recipe.rounding == "sequential":
         assert scratch is not None
-        rounded = _sequential(opened, plans, recipe, feeds, scratch, dampings, progress)
-        return lambda linear, _, __: rounded[linear.name]
-    known = _Known(opened.alike)
+        return _sequential(opened, plans, recipe, feeds, scratch, damped, remembering, checkpoint, alone, progress)
     if recipe.rounding == "gptq":
         latest: dict[str, Curvature] = {}
 
         def compensating(linear: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
             site = site_of[linear]
+            if site.inside:
+                return alone(linear, weight, dtype)
             if site.name not in latest:
                 latest.clear()
                 hessian = _hessian(plans[site.name], moments[site.name])
-                latest[site.name] = _curved(site, hessian, recipe, dampings, site.name not in opened.shared)
+                latest[site.name] = _curved(site, hessian, recipe, damped, site.name not in opened.tied)
             return _compensated(weight, latest[site.name], plans[site.name], recipe, dtype)
 
-        return known.once(compensating)
+        return remembering(compensating)
+    return remembering(alone)
+
+
+class _Remembering:
+    """Takes down what was rounded, and rounds nothing twice: neither a linear nor a weight that several share."""
+
+    def __init__(self, opened: Opened, plans: Mapping[str, SitePlan], kept: Kept) -> None:
+        self._alike, self._kept = opened.alike, kept
+        self._bits = {linear: plans[site.name].bits for site in opened.sites for linear in site.selected}
+
+    def __call__(self, rounder: Rounder) -> Rounder:
+        """Return what asks a rounder where nothing is remembered."""
+
+        def remembering(linear: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
+            key = self._key(linear, weight)
+            arrays = self._kept.get(*key)
+            if arrays is None:
+                rounded = rounder(linear, weight, dtype)
+                self._kept.put(*key, rounded.to_arrays())
+                return rounded
+            return QuantizedWeight.from_arrays(arrays, dtype.numpy())
+
+        return remembering
+
+    def _key(self, linear: Linear, weight: np.ndarray) -> tuple[str, str]:
+        if linear not in self._alike:
+            return "rounded", linear.name
+        # In two bases one weight has become two.
+        digest = hashlib.sha256(weight.tobytes()).hexdigest()
+        return "rounded together", f"{self._alike[linear]} {self._bits[linear]} {digest}"
+
+
+class _Damped:
+    """Where more damping was needed than asked for: told, and taken down for a run that goes on later."""
+
+    def __init__(self, dampings: Dampings, kept: Kept) -> None:
+        self._dampings, self._kept = dampings, kept
+
+    def note(self, site: str, damping: float) -> None:
+        self._dampings[site] = damping
+        self._kept.put("damping", site, {"damping": damping})
+
+    def recall(self, site: str) -> None:
+        if arrays := self._kept.get("damping", site):
+            self._dampings[site] = float(arrays["damping"])
+
+
+def _alone(site_of: Mapping[Linear, Site], plans: Mapping[str, SitePlan], recipe: Recipe) -> Rounder:
+    """Return what rounds each weight by itself."""
     method: Method = "nearest" if recipe.rounding == "nearest" else "mse"
-
-    def by_itself(linear: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
-        bits, signed = plans[site_of[linear].name].bits, recipe.scales == "signed"
-        return quantize_weight(
-            weight, recipe.group_size, bits=bits, method=method, signed=signed, scale_dtype=dtype.numpy()
-        )
-
-    return known.once(by_itself)
-
-
-class _Known:
-    """Weights that were rounded before, of linears that share one.
-
-    Args:
-        alike: Such linears -> a number for each weight.
-    """
-
-    def __init__(self, alike: Mapping[Linear, int]) -> None:
-        self._alike = alike
-        self._rounded: dict[tuple[int, bytes], QuantizedWeight] = {}
-
-    def once(self, rounder: Rounder) -> Rounder:
-        """Return what rounds a weight [K, N] with `rounder`, unless it has rounded the same numbers of it before."""
-
-        def rounding(linear: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
-            if linear not in self._alike:
-                return rounder(linear, weight, dtype)
-            # In two bases one weight has become two.
-            key = self._alike[linear], hashlib.sha256(weight.tobytes()).digest()
-            if key not in self._rounded:
-                self._rounded[key] = rounder(linear, weight, dtype)
-            return self._rounded[key]
-
-        return rounding
+    return lambda linear, weight, dtype: quantize_weight(
+        weight,
+        recipe.group_size,
+        bits=plans[site_of[linear].name].bits,
+        method=method,
+        signed=recipe.scales == "signed",
+        scale_dtype=dtype.numpy(),
+    )
 
 
 def _hessian(plan: SitePlan, moments: Moments) -> np.ndarray:
@@ -138,7 +172,7 @@ def _hessian(plan: SitePlan, moments: Moments) -> np.ndarray:
     return np.asarray(hessian + np.diag(noise))
 
 
-def _curved(site: Site, hessian: np.ndarray, recipe: Recipe, dampings: Dampings, changed: bool) -> Curvature:
+def _curved(site: Site, hessian: np.ndarray, recipe: Recipe, damped: _Damped, changed: bool) -> Curvature:
     try:
         changed &= recipe.transform != "none"
         # A basis that was not changed has channels of very different sizes: damp each by its own.
@@ -150,7 +184,7 @@ def _curved(site: Site, hessian: np.ndarray, recipe: Recipe, dampings: Dampings,
             hint="calibrate on more tokens, raise --damping, or take --rounding mse",
         ) from error
     if result.damping > recipe.damping:
-        dampings[site.name] = result.damping
+        damped.note(site.name, result.damping)
     return result
 
 
@@ -174,28 +208,31 @@ def _sequential(
     recipe: Recipe,
     feeds: Sequence[Feeds],
     scratch: Path,
-    dampings: Dampings,
+    damped: _Damped,
+    remembering: _Remembering,
+    checkpoint: Checkpoint | None,
+    alone: Rounder,
     progress: Progress,
-) -> dict[str, QuantizedWeight]:
-    rounded: dict[str, QuantizedWeight] = {}
-    known = _Known(opened.alike)
+) -> Rounder:
 
     def visit(site: Site, batches: Batches) -> Decision:
         plan = plans[site.name]
         round_rows: Callable[[np.ndarray], np.ndarray] | None = None if plan.grid is None else plan.grid.round
-        hessian, cross = _products(site, batches, round_rows)
-        curved = _curved(site, hessian, recipe, dampings, site.name not in opened.shared)
-        weights = {}
+
+        @functools.cache
+        def arriving() -> tuple[np.ndarray, np.ndarray, Curvature]:
+            hessian, cross = _products(site, batches, round_rows)
+            return hessian, cross, _curved(site, hessian, recipe, damped, site.name not in opened.tied)
+
+        def correcting(_: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
+            hessian, cross, curved = arriving()
+            return _compensated(corrected_weight(weight, hessian, cross, curved.damping), curved, plan, recipe, dtype)
+
+        rounder, weights = remembering(correcting), {}
         for linear in site.selected:
             value = linear.node.inputs[1]
             assert value is not None
-
-            def rounder(_: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
-                wanted = corrected_weight(weight, hessian, cross, curved.damping)
-                return _compensated(wanted, curved, plan, recipe, dtype)
-
-            result = known.once(rounder)(linear, float64_of(value)(), linear.dtype)
-            rounded[linear.name], weights[linear.name] = result, result.dequantize()
+            weights[linear.name] = rounder(linear, float64_of(value)(), linear.dtype).dequantize()
         return Decision(weights, round_rows)
 
     run_stages(
@@ -204,9 +241,11 @@ def _sequential(
         visit,
         scratch=scratch,
         provider=recipe.provider,
+        checkpoint=checkpoint,
         progress=lambda _, done, total: progress("rounding site by site", done, total),
     )
-    return rounded
+
+    return remembering(alone)  # no stage has a linear inside a body
 
 
 def _products(

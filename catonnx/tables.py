@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _REASONS_SHOWN = 6
 
+_TWIN = "on float32 twins: what bfloat16 models compute, not how far their kernels are from it"
+
 
 def optimized(report: Report) -> list[RenderableType]:
     """Return what `optimize` shows: a table by kind of layer, one of the deployed model's figures, and facts."""
@@ -64,7 +66,7 @@ def judged(result: Judged) -> list[RenderableType]:
     sizes = [row.disk_bytes for row in rows]
     unit, scale = _unit(sizes)
     table.add_row(f"size on disk, {unit}", *(f"{size / scale:.1f}" for size in sizes))
-    return [table]
+    return [table, *([Text(f"measured {_TWIN}")] if any(row.float32_twin for row in rows) else [])]
 
 
 def _kinds(report: Report) -> Table:
@@ -127,6 +129,8 @@ def _report_facts(report: Report) -> list[tuple[str, str]]:
     facts = [
         ("verified", f"the same function before rounding: relative L2 {checked['transform_relative_l2']:.1e}"),
     ]
+    if checked.get("float32_twin"):
+        facts.append(("", _TWIN))
     if "fused" in checked:
         facts.append(("", f"{checked['fused']} of {checked['linears']} rounded linears run as {_product(report)}"))
         facts += [("", f"{count} x {reason}") for reason, count in summed_up(checked["not_fused"])[:_REASONS_SHOWN]]

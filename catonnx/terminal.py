@@ -104,7 +104,7 @@ def guarded(*, verbose: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as interruption:
         if verbose:
             traceback.print_exc()
-        typer.echo("error: interrupted", err=True)
+        typer.echo(": ".join(["error: interrupted", *map(str, interruption.args)]), err=True)
         raise typer.Exit(INTERRUPTED) from interruption
 
 

@@ -81,10 +81,10 @@ def _tiny_llama_opset23(folder: Path) -> None:
     tokens.write_causal_tokenizer(folder)
 
 
-def _tiny_llama_script(folder: Path) -> None:
-    from models import export, tiny, tokens
+def _script(name: str, folder: Path) -> None:
+    from models import export, tokens
 
-    export.export_with_script(tiny.llama(), folder)
+    export.export_with_script(_model(name), folder)
     tokens.write_causal_tokenizer(folder)
 
 
@@ -157,7 +157,9 @@ RECIPES: dict[str, Recipe] = {
     "tiny-llama-opset23": Recipe(
         _tiny_llama_opset23, "the same with RMSNormalization, RotaryEmbedding and Attention nodes"
     ),
-    "tiny-llama-script": Recipe(_tiny_llama_script, "the same without cache, by torch.onnx.export(dynamo=False)"),
+    "tiny-llama-script": Recipe(
+        partial(_script, "tiny.llama"), "the same without cache, by torch.onnx.export(dynamo=False)"
+    ),
     "tiny-gpt2": Recipe(partial(_causal, "tiny.gpt2"), "2 random GPT-2 layers with cache, by Optimum"),
     "tiny-bert": Recipe(partial(_encoder, "tiny.bert"), "2 random BERT layers, by Optimum"),
     "tiny-vit": Recipe(_tiny_vit, "2 random ViT layers with a classifier, and images to feed it, by Optimum"),
@@ -165,12 +167,20 @@ RECIPES: dict[str, Recipe] = {
     "tiny-mistral": Recipe(partial(_causal, "tiny_decoders.mistral"), "2 Mistral layers, 5 query heads on 1 KV head"),
     "tiny-qwen2": Recipe(partial(_causal, "tiny_decoders.qwen2"), "2 Qwen2 layers: biases on q, k and v"),
     "tiny-qwen3": Recipe(partial(_causal, "tiny_decoders.qwen3"), "2 Qwen3 layers: norms on q and k"),
-    "tiny-qwen3-moe": Recipe(partial(_causal, "tiny_decoders.qwen3_moe"), "2 Qwen3 layers of 4 experts"),
+    "tiny-qwen3-moe": Recipe(partial(_causal, "tiny_experts.qwen3_moe"), "2 Qwen3 layers of 4 experts"),
+    "tiny-qwen2-moe": Recipe(
+        partial(_script, "tiny_experts.qwen2_moe"), "2 Qwen2 layers of 4 experts and a shared one"
+    ),
+    "tiny-gpt-oss": Recipe(partial(_causal, "tiny_experts.gpt_oss"), "2 GPT-OSS layers: 4 experts in one tensor"),
+    "tiny-mixtral": Recipe(partial(_script, "tiny_experts.mixtral"), "2 Mixtral layers of 4 experts"),
     "tiny-phi3": Recipe(partial(_causal, "tiny_decoders.phi3"), "2 Phi-3 layers: q/k/v in one, gate and up in one"),
     "tiny-gemma2": Recipe(partial(_causal, "tiny_decoders.gemma2"), "2 Gemma 2 layers: norms of 1 + weight, caps"),
     "tiny-gemma3": Recipe(partial(_causal, "tiny_decoders.gemma3"), "2 Gemma 3 layers: these norms on q and k too"),
     "tiny-opt": Recipe(partial(_causal, "tiny_decoders.opt"), "2 OPT layers: Relu and biases"),
     "tiny-gpt-neox": Recipe(partial(_causal, "tiny_decoders.gpt_neox"), "2 GPT-NeoX layers: MLP beside attention"),
+    "tiny-nemotron": Recipe(partial(_causal, "tiny_decoders.nemotron"), "2 Nemotron layers: the square of Relu"),
+    "tiny-bloom": Recipe(partial(_causal, "tiny_fused.bloom"), "2 Bloom layers: batch and heads on one axis"),
+    "tiny-falcon": Recipe(partial(_causal, "tiny_fused.falcon"), "2 Falcon layers: one KV head, MLP beside attention"),
     "tiny-mamba": Recipe(_tiny_mamba, "2 Mamba layers unrolled for 32 tokens, by torch.onnx.export(dynamo=False)"),
     "tiny-roberta": Recipe(partial(_encoder, "tiny_encoders.roberta"), "2 RoBERTa layers"),
     "tiny-distilbert": Recipe(partial(_encoder, "tiny_encoders.distilbert"), "2 DistilBERT layers"),

@@ -22,6 +22,8 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    NemotronConfig,
+    NemotronForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     Phi3Config,
@@ -30,8 +32,6 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
 )
 
 from models.outliers import correlate, factors, plant
@@ -40,7 +40,7 @@ from models.tiny import POSITIONS, TOKENS, plant_attention, plant_llama_like, pl
 FIXED_LENGTH = 32
 """Tokens that the state space model is unrolled for: its scan has no dynamic length in a traced graph."""
 
-_LLAMA_LIKE: dict[str, Any] = {
+LLAMA_LIKE: dict[str, Any] = {
     **TOKENS,
     "num_hidden_layers": 2,
     "max_position_embeddings": POSITIONS,
@@ -51,7 +51,7 @@ _LLAMA_LIKE: dict[str, Any] = {
 def mistral() -> MistralForCausalLM:
     """Llama's layers with a sliding window shorter than the text: 80 wide, 5 query heads on 1 KV head."""
     config = MistralConfig(
-        **_LLAMA_LIKE,
+        **LLAMA_LIKE,
         hidden_size=80,
         intermediate_size=208,
         num_attention_heads=5,
@@ -68,7 +68,7 @@ def mistral() -> MistralForCausalLM:
 def qwen2() -> Qwen2ForCausalLM:
     """Biases on q, k and v, tied embeddings: 96 wide, 6 query heads of 16 on 2 KV heads."""
     config = Qwen2Config(
-        **_LLAMA_LIKE | {"tie_word_embeddings": True},
+        **LLAMA_LIKE | {"tie_word_embeddings": True},
         hidden_size=96,
         intermediate_size=224,
         num_attention_heads=6,
@@ -83,7 +83,7 @@ def qwen2() -> Qwen2ForCausalLM:
 def qwen3() -> Qwen3ForCausalLM:
     """A norm on every head of q and k; 6 heads of 16 make 96 channels of a stream of 64."""
     config = Qwen3Config(
-        **_LLAMA_LIKE,
+        **LLAMA_LIKE,
         hidden_size=64,
         intermediate_size=160,
         num_attention_heads=6,
@@ -96,37 +96,11 @@ def qwen3() -> Qwen3ForCausalLM:
     return model
 
 
-def qwen3_moe() -> Qwen3MoeForCausalLM:
-    """Four experts of which every token takes two, behind a router."""
-    config = Qwen3MoeConfig(
-        **_LLAMA_LIKE,
-        hidden_size=64,
-        intermediate_size=160,
-        moe_intermediate_size=48,
-        num_experts=4,
-        num_experts_per_tok=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        initializer_range=spread(64),
-    )
-    model, generator = random_model(Qwen3MoeForCausalLM, config)
-    correlate(model.model.embed_tokens, generator)
-    for layer in model.model.layers:
-        plant_attention(layer.input_layernorm, layer.self_attn, generator)
-        experts = layer.mlp.experts
-        readers = [layer.mlp.gate, *(linear for expert in experts for linear in (expert.gate_proj, expert.up_proj))]
-        plant(layer.post_attention_layernorm, readers, factors(64, generator))
-        for expert in experts:
-            plant(expert.up_proj, [expert.down_proj], factors(48, generator))
-    return model
-
-
 def phi3() -> Phi3ForCausalLM:
     """One projection for q, k and v and one for gate and up, split afterwards: 96 wide, 4 heads of 24 on 2 KV heads."""
     width, middle, heads, kv_heads = 96, 208, 4, 2
     config = Phi3Config(
-        **_LLAMA_LIKE,
+        **LLAMA_LIKE,
         hidden_size=width,
         intermediate_size=middle,
         num_attention_heads=heads,
@@ -151,7 +125,7 @@ def phi3() -> Phi3ForCausalLM:
 def gemma2() -> Gemma2ForCausalLM:
     """Norms that scale by 1 + weight, before and after attention and MLP, and tanh caps on scores and logits."""
     config = Gemma2Config(
-        **_LLAMA_LIKE | {"tie_word_embeddings": True},
+        **LLAMA_LIKE | {"tie_word_embeddings": True},
         hidden_size=72,
         intermediate_size=144,
         num_attention_heads=4,
@@ -170,7 +144,7 @@ def gemma2() -> Gemma2ForCausalLM:
 def gemma3() -> Gemma3ForCausalLM:
     """As Gemma 2, with norms on the heads of q and k in place of the caps: 64 wide, 4 heads of 32."""
     config = Gemma3TextConfig(
-        **_LLAMA_LIKE | {"tie_word_embeddings": True},
+        **LLAMA_LIKE | {"tie_word_embeddings": True},
         hidden_size=64,
         intermediate_size=176,
         num_attention_heads=4,
@@ -207,6 +181,32 @@ def opt() -> OPTForCausalLM:
         plant(attention.v_proj, [attention.out_proj], factors(80, generator))
         plant(layer.final_layer_norm, [layer.fc1], factors(80, generator))
         plant(layer.fc1, [layer.fc2], factors(208, generator))
+    return model
+
+
+def nemotron() -> NemotronForCausalLM:
+    """The square of Relu between the linears of the MLP, LayerNorms that scale by 1 + weight: 64 wide, 176 inside."""
+    config = NemotronConfig(
+        **LLAMA_LIKE,
+        hidden_size=64,
+        intermediate_size=176,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        initializer_range=spread(64),
+    )
+    model, generator = random_model(NemotronForCausalLM, config)
+    correlate(model.model.embed_tokens, generator)
+    for layer in model.model.layers:
+        norms, mlp = [layer.input_layernorm, layer.post_attention_layernorm], layer.mlp
+        _shift(norms, 1.0)
+        plant_attention(norms[0], layer.self_attn, generator)
+        plant(norms[1], [mlp.up_proj], factors(64, generator))
+        _shift(norms, -1.0)
+        loud = factors(176, generator)
+        plant(mlp.up_proj, [], loud.sqrt())  # its square is loud
+        with torch.no_grad():
+            mlp.down_proj.weight.div_(loud)
     return model
 
 

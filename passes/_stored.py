@@ -1,4 +1,4 @@
-"""Rounded weights that several linears have: stored once.
+"""Rounded weights in the main graph: those that are the same in every number are stored once.
 
 Products of form nbits and integer read the same codes. ONNX Runtime fuses no DequantizeLinear whose codes or scale have
 a second reader, so in form qdq every further one reads a copy that is made when the model is loaded, not in the file:
@@ -10,30 +10,54 @@ A Slice that ends i rows behind the end takes everything, and being different in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
 
+from catonnx.graph.edits import add_constant
+from catonnx.graph.save import Spill
 from catonnx.math.rounding import QuantizedWeight
-from catonnx.passes._rounding_steps import Nodes
+from catonnx.passes._rounding_steps import Constants, Nodes
 
-Values: TypeAlias = tuple[ir.Value, ...]
+Tensors: TypeAlias = Mapping[str, ir.TensorProtocol]
+"""What their names end with -> codes and the like."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
-    """Knows where rounded weights of a model are; those that nobody else holds any more are forgotten."""
+    """Puts rounded weights into a model, and knows where they are.
 
-    def __init__(self) -> None:
-        self._known: WeakKeyDictionary[QuantizedWeight, tuple[Values, int]] = WeakKeyDictionary()
+    Attributes:
+        constants: Of the model.
+        spill: Takes tensors out of memory.
+    """
 
-    def __call__(self, rounded: QuantizedWeight, store: Callable[[], Values]) -> tuple[Values, int]:
-        """Return the constants that hold a weight, and how many readers they had before; `store` makes them once."""
-        values, readers = self._known[rounded] if rounded in self._known else (store(), 0)
-        self._known[rounded] = values, readers + 1
-        return values, readers
+    constants: Constants
+    spill: Spill
+    _known: dict[tuple[bytes, bool], tuple[tuple[ir.Value, ...], int]] = dataclasses.field(default_factory=dict)
+
+    def __call__(
+        self, name: str, rounded: QuantizedWeight, tensors: Callable[[], Tensors], *, turned: bool = False
+    ) -> tuple[tuple[ir.Value, ...], int]:
+        """Return the constants that hold a weight, and how many readers they had before.
+
+        Args:
+            name: Of the weight; begins those of new constants.
+            rounded: The weight.
+            tensors: Lays it out, where it is not there yet.
+            turned: Whether that is transposed: another layout, which is stored by itself.
+        """
+        key, (graph, names) = (rounded.digest, turned), (self.constants.graph, self.constants.names)
+        if key not in self._known:
+            laid_out = tensors().items()
+            values = (add_constant(graph, names, f"{name}_{what}", self.spill(tensor)) for what, tensor in laid_out)
+            self._known[key] = tuple(values), 0
+        found, readers = self._known[key]
+        self._known[key] = found, readers + 1
+        return found, readers
 
 
 def copied(nodes: Nodes, value: ir.Value, number: int) -> ir.Value:

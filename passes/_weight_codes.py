@@ -8,9 +8,10 @@ import onnx_ir as ir
 from catonnx.math.rounding import QuantizedWeight
 
 
-def codes_tensor(rounded: QuantizedWeight) -> ir.TensorProtocol:
-    """Return codes [K, N] as INT4 or INT8."""
-    return int4_tensor(rounded.codes) if rounded.bits == 4 else ir.Tensor(rounded.codes, dtype=ir.DataType.INT8)
+def codes_tensor(rounded: QuantizedWeight, *, turned: bool = False) -> ir.TensorProtocol:
+    """Return codes [K, N], or [N, K] if turned, as INT4 or INT8."""
+    codes = np.ascontiguousarray(rounded.codes.T) if turned else rounded.codes
+    return int4_tensor(codes) if rounded.bits == 4 else ir.Tensor(codes, dtype=ir.DataType.INT8)
 
 
 def int4_tensor(codes: np.ndarray) -> ir.TensorProtocol:

@@ -32,12 +32,14 @@ class AbsorbedTransform:
         writers: Take every factor.
         factors: In order; the permutations among them need `permutable`.
         permutable: Where permutations go besides: the other branch of a gate takes nothing else.
+        others: Further sites that read rows of the changed value, whose linears undo the factors too.
     """
 
     site: Site
     writers: tuple[Writer, ...]
     factors: tuple[Factor, ...]
     permutable: Permutable | None = None
+    others: tuple[Site, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Absorb(ir.passes.InPlacePass):
         for item in self.transforms:
             for writer, factors in _writes(item):
                 _fold_writer(model.graph, names, writer, Transform(factors))
-            undo_in_readers(model.graph, names, item.site, Transform(item.factors))
+            for site in (item.site, *item.others):
+                undo_in_readers(model.graph, names, site, Transform(item.factors))
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, bool(self.transforms))
 
@@ -96,7 +99,7 @@ def _fold_writer(graph: ir.Graph, names: Names, writer: Writer, transform: Trans
     value = writer.node.inputs[writer.index]
     assert value is not None
     original = float64_of(value)
-    chosen = _inverse_scales(transform) if writer.divides else transform
+    chosen = transform if writer.power == 1 else _powered(transform, writer.power)
 
     def compute() -> np.ndarray:
         return fold(writer, original(), chosen.apply)
@@ -107,12 +110,12 @@ def _fold_writer(graph: ir.Graph, names: Names, writer: Writer, transform: Trans
     set_folded(graph, names, writer.node, writer.index, compute, shape, constant_type(value), f"{value.name}_cat")
 
 
-def _inverse_scales(transform: Transform) -> Transform:
-    """What a divisor takes up: x / c scaled by s is x / (c / s), but permuted it is x' / c'."""
+def _powered(transform: Transform, power: float) -> Transform:
+    """What a divisor takes up: x / c scaled by s is x / (c / s), but permuted it is x' / c'. Squares ask for a root."""
     factors: list[Factor] = []
     for factor in transform.factors:
-        assert isinstance(factor, Scale | Permutation), "only scalings and permutations pass a division"
-        factors.append(Scale(1 / factor.vector) if isinstance(factor, Scale) else factor)
+        assert isinstance(factor, Scale | Permutation), "only scalings and permutations pass a division or a power"
+        factors.append(Scale(factor.vector**power) if isinstance(factor, Scale) else factor)
     return Transform(tuple(factors))
 
 
@@ -121,10 +124,11 @@ def undo_in_readers(graph: ir.Graph, names: Names, site: Site, transform: Transf
     for linear in site.linears:
         weight = linear.node.inputs[1]
         assert weight is not None
-        compute = _solved(float64_of(weight), transform)
-        shape = (linear.inputs, linear.outputs)
+        turned = bool(linear.node.attributes.get_int("transB", 0))  # canonical are only sites with a selected linear
+        compute = _solved(float64_of(weight), transform, turned)
+        shape = (linear.outputs, linear.inputs) if turned else (linear.inputs, linear.outputs)
         set_folded(graph, names, linear.node, 1, compute, shape, constant_type(weight), f"{weight.name}_cat")
 
 
-def _solved(original: Compute, transform: Transform) -> Compute:
-    return lambda: transform.solve(original())
+def _solved(original: Compute, transform: Transform, turned: bool) -> Compute:
+    return lambda: transform.solve(original().T).T if turned else transform.solve(original())

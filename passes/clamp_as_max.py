@@ -68,4 +68,5 @@ def _rewrite(graph: ir.Graph, names: Names, clamp: ir.Node, dtype: ir.DataType) 
         new.append(ir.node(operator, inputs, name=names.new(f"{clamp.name}/{operator.lower()}")))
         value = new[-1].outputs[0]
         value.name = names.new(f"{new[-1].name}_output")
-    ir.convenience.replace_nodes_and_values(graph, clamp, [clamp], new, clamp.outputs, new[-1].outputs)
+    assert clamp.graph is not None
+    ir.convenience.replace_nodes_and_values(clamp.graph, clamp, [clamp], new, clamp.outputs, new[-1].outputs)

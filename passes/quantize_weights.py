@@ -2,10 +2,15 @@
 
     qdq      MatMul(x, W)  ->  MatMul(x, DequantizeLinear(W_int4 [K, N], scale [K / group, N], axis=0, block_size))
     nbits    MatMul(x, W)  ->  com.microsoft.MatMulNBits(x, W_uint4 [N, K / group, group / 2], scale [N * K / group])
+    bodies   qdq with DequantizeLinear(Transpose(W_int4 [N, K]), Transpose(scale), ...)
 
 Weights of 8 bits are int8 [K, N], or uint8 [N, K / group, group]; ONNX Runtime fuses the former to MatMulNBits as well.
 The zero point is left out: the scale carries the sign, so -8 to 7 is used whole. Each MatMul has a DequantizeLinear of
 its own, because ONNX Runtime does not fuse a shared one; a weight that several have is stored once all the same.
+
+Codes and scales lie in the main graph, those for bodies of If, Loop and Scan too. ONNX Runtime 1.31 refuses to load a
+DequantizeLinear in a body that reads them from there and feeds a MatMul; it folds the Transpose between them, so that
+they lie in the body before it looks, and fuses the two as anywhere else.
 """
 
 from __future__ import annotations
@@ -19,14 +24,16 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from catonnx.errors import ModelError
+from catonnx.graph.bodies import remove_unused_initializers
 from catonnx.graph.constants import constant_shape, constant_type
 from catonnx.graph.edits import Names, add_constant, dequantizer, float64_of
+from catonnx.graph.save import Spill, held
 from catonnx.graph.sites import Linear
 from catonnx.graph.ties import TiedTable
 from catonnx.math.rounding import QuantizedWeight
 from catonnx.passes._lookups import look_up_blocks, look_up_codes
 from catonnx.passes._rounding_steps import Constants, Nodes
-from catonnx.passes._stored import Stored, Values, copied
+from catonnx.passes._stored import Stored, Tensors, copied
 from catonnx.passes._weight_codes import codes_tensor, nbits_arrays
 from catonnx.progress import Progress, silent
 
@@ -50,6 +57,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
         form: `qdq` or `nbits`.
         accuracy_level: Written into MatMulNBits (form nbits).
         observe: Called for each linear with the weight in float64 and what it was rounded to.
+        spill: Takes codes and scales out of memory.
         progress: Told after each linear.
         tables: Linears whose weight is the transpose of a table -> who looks up rows of it; they read the codes too.
     """
@@ -59,21 +67,24 @@ class QuantizeWeights(ir.passes.InPlacePass):
     form: Literal["qdq", "nbits"] = "qdq"
     accuracy_level: int = 0
     observe: Observer | None = None
+    spill: Spill = held
     progress: Progress = silent
     tables: Mapping[Linear, TiedTable] = dataclasses.field(default_factory=dict)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Round and rewrite every linear."""
-        constants, stored = Constants(model.graph, Names(model.graph)), Stored()
+        constants = Constants(model.graph, Names(model.graph))
+        stored = Stored(constants, self.spill)
         for index, linear in enumerate(self.linears):
             rounded = rounded_weight(linear, self.rounder, constant_type(linear.node.inputs[1]), self.observe)
             table = self.tables.get(linear)
             if self.form == "qdq":
-                _write_qdq(constants, stored, linear, rounded, table)
+                _write_qdq(stored, linear, rounded, table)
             else:
-                _write_nbits(constants, stored, linear, rounded, self.accuracy_level, table)
+                _write_nbits(stored, linear, rounded, self.accuracy_level, table)
             self.progress("rounding weights", index + 1, len(self.linears))
         RemoveUnusedNodesPass()(model)
+        remove_unused_initializers(model.graph)
         return ir.passes.PassResult(model, bool(self.linears))
 
 
@@ -97,24 +108,26 @@ def rounded_weight(linear: Linear, rounder: Rounder, dtype: ir.DataType, observe
     return rounded
 
 
-def _write_qdq(
-    constants: Constants, stored: Stored, linear: Linear, rounded: QuantizedWeight, table: TiedTable | None
-) -> None:
-    graph, names = constants.graph, constants.names
-    node, group = linear.node, rounded.group_size
-    weight = node.inputs[1]
+def _write_qdq(stored: Stored, linear: Linear, rounded: QuantizedWeight, table: TiedTable | None) -> None:
+    constants, node, group = stored.constants, linear.node, rounded.group_size
+    names, weight, home = constants.names, node.inputs[1], node.graph
     assert weight is not None
-    dtype = constant_type(weight)
+    assert home is not None
+    dtype, turned = constant_type(weight), home is not constants.graph
 
-    def store() -> Values:
+    def tensors() -> Tensors:
         scales = rounded.scales.reshape(-1) if group is None else rounded.scales
-        return (
-            add_constant(graph, names, f"{weight.name}_int{rounded.bits}", codes_tensor(rounded)),
-            add_constant(graph, names, f"{weight.name}_scale", ir.Tensor(scales, dtype=dtype)),
-        )
+        scales = np.ascontiguousarray(scales.T) if turned else scales
+        return {
+            f"int{rounded.bits}": codes_tensor(rounded, turned=turned),
+            "scale": ir.Tensor(scales, dtype=dtype),
+        }
 
-    values, number = stored(rounded, store)
-    codes, scale = (copied(Nodes(constants, node, linear.name), value, number) for value in values)
+    values, number = stored(str(weight.name), rounded, tensors, turned=turned)
+    if turned:
+        codes, scale = (_turned_back(names, node, value) for value in values)
+    else:
+        codes, scale = (copied(Nodes(constants, node, linear.name), value, number) for value in values)
     attributes = {"axis": 1} if group is None else {"axis": 0, "block_size": group}
     output = ir.Value(
         name=names.new(f"{weight.name}_dequantized"),
@@ -128,34 +141,36 @@ def _write_qdq(
         outputs=[output],
         name=names.new(dequantizer(linear.name)),
     )
-    graph.insert_before(node, dequantize)
+    home.insert_before(node, dequantize)
     node.replace_input_with(1, output)
     if table is not None:
         look_up_codes(constants, table, codes, scale, group)
 
 
+def _turned_back(names: Names, node: ir.Node, value: ir.Value) -> ir.Value:
+    """Return the transpose of a value of the main graph, computed before a node in a body."""
+    assert node.graph is not None
+    name = names.new(f"{value.name}_kn")
+    shape = None if value.shape is None else ir.Shape(reversed(list(value.shape)))
+    result = ir.Value(name=name, type=value.type, shape=shape)
+    node.graph.insert_before(node, ir.node("Transpose", [value], outputs=[result], name=names.new(name)))
+    return result
+
+
 def _write_nbits(
-    constants: Constants,
-    stored: Stored,
-    linear: Linear,
-    rounded: QuantizedWeight,
-    accuracy_level: int,
-    table: TiedTable | None,
+    stored: Stored, linear: Linear, rounded: QuantizedWeight, accuracy_level: int, table: TiedTable | None
 ) -> None:
-    graph, names, node = constants.graph, constants.names, linear.node
-    weight = node.inputs[1]
+    constants, node, weight = stored.constants, linear.node, linear.node.inputs[1]
+    graph, names = constants.graph, constants.names
     assert weight is not None
     dtype = constant_type(weight)
     block = rounded.group_size or _BLOCK_OF_CHANNEL
 
-    def store() -> Values:
+    def tensors() -> Tensors:
         codes, scales = nbits_arrays(rounded, block)
-        return (
-            add_constant(graph, names, f"{weight.name}_uint{rounded.bits}", codes),
-            add_constant(graph, names, f"{weight.name}_scale", ir.Tensor(scales, dtype=dtype)),
-        )
+        return {f"uint{rounded.bits}": ir.Tensor(codes), "scale": ir.Tensor(scales, dtype=dtype)}
 
-    codes, scale = stored(rounded, store)[0]
+    codes, scale = stored(str(weight.name), rounded, tensors)[0]
     inputs = [node.inputs[0], codes, scale]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     own_bias = constant_shape(bias) == (linear.outputs,)
@@ -178,7 +193,8 @@ def _write_nbits(
     )
     added = [] if bias is None or own_bias else added_bias(graph, names, node, product, bias)
     new = [product, *added]
-    ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
+    assert node.graph is not None
+    ir.convenience.replace_nodes_and_values(node.graph, node, [node], new, node.outputs, new[-1].outputs)
     graph.opset_imports.setdefault("com.microsoft", 1)
     if table is not None:
         look_up_blocks(constants, table, codes, scale, bits=rounded.bits, block=block, width=linear.inputs)

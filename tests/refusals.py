@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ from tests.small_models import catonnx_, snapshot
 
 
 def assert_refused(
-    capfd: pytest.CaptureFixture[str], code: int, said: str, model: Path, out: Path, *options: object
+    capfd: pytest.CaptureFixture[str],
+    code: int,
+    said: str,
+    model: Path,
+    out: Path,
+    *options: object,
+    keeps: bool = False,
 ) -> str:
     """Run `optimize` and check that it refuses.
 
@@ -21,6 +28,7 @@ def assert_refused(
         model: MODEL; everything in its folder must stay as it is.
         out: OUT; nothing may appear beside it.
         options: More of the command line.
+        keeps: What was done must be kept beside OUT, and the line say so; then it is removed.
 
     Returns:
         The line.
@@ -33,7 +41,10 @@ def assert_refused(
     assert result.stderr.startswith("error: "), result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     assert said in result.stderr
-    assert ".partial" not in result.stderr
+    assert ".catonnx" not in result.stderr
+    if keeps:
+        assert result.stderr.endswith("; then the same command goes on\n")
+        shutil.rmtree(out.with_name(f".{out.name}.catonnx"))
     assert not result.stdout
     assert capfd.readouterr() == ("", "")
     assert (snapshot(folder), _below(out), sorted(folder.rglob("*"))) == before

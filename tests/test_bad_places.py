@@ -16,8 +16,10 @@ import pytest
 import catonnx
 from catonnx import Recipe, pipeline
 from catonnx.graph import load
+from catonnx.kept import Kept
 from catonnx.math.factors import Blocks, Scale
 from catonnx.planfile import save_plan
+from catonnx.runtime import running, stage_sessions
 from catonnx.runtime.verify import Verifier
 from catonnx.siteplan import Plan, SitePlan
 from tests.refusals import assert_refused
@@ -144,7 +146,10 @@ def _limited(function: Callable[..., Any]) -> Callable[..., Any]:
 
 STEPS: dict[str, tuple[object, str, str]] = {
     "copy of the source": (load, "bring", "the model cannot be copied: File too large ("),
-    "model to calibrate": (pipeline, "write_beside", "the model cannot be written: File too large ("),
+    "stage to calibrate": (stage_sessions, "write_beside", "the model cannot be written: File too large ("),
+    "moments": (Kept, "put", "results in passing cannot be kept: File too large ("),
+    "transformed model": (running, "write_beside", "the model cannot be written: File too large ("),
+    "rounded weights": (pipeline, "write_rounded", "kept: File too large ("),
     "outputs of the source": (Verifier, "__enter__", "the reference's outputs cannot be kept: "),
     "result": (pipeline, "write_model", "the model cannot be written: File too large ("),
     "optimized graph": (Verifier, "check_deployed", "ONNX Runtime cannot write the graph that it would run ("),
@@ -158,7 +163,8 @@ def test_a_disk_that_is_full(
 ) -> None:
     room, name, said = STEPS[step]
     monkeypatch.setattr(room, name, _limited(getattr(room, name)))
-    assert_refused(capfd, 6, said, tiny_llama, tmp_path / "out", *QUICK)
+    done = step != "copy of the source"
+    assert_refused(capfd, 6, said, tiny_llama, tmp_path / "out", *QUICK, keeps=done)
 
 
 def _changed(plans: Sequence[SitePlan], change: Callable[[Any], Any]) -> list[SitePlan]:

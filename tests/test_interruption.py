@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM in the middle of a run: exit code 130, nothing left behind, the source as it was."""
+"""Ctrl-C, SIGTERM and SIGKILL in the middle of a run: no output, the source as it was, and the same command goes on."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -41,13 +42,15 @@ def _default_interrupt() -> None:
 @pytest.mark.parametrize(
     ("number", "milestone", "stands"),
     [
-        (signal.SIGINT, ".out.*.partial", False),
-        (signal.SIGINT, ".out.*.partial/.work/catonnx-*.onnx", False),
-        (signal.SIGINT, ".out.*.partial/.work/transformed.onnx", True),
-        (signal.SIGTERM, ".out.*.partial/.work/source.onnx", True),
+        (signal.SIGINT, ".out.catonnx", False),
+        (signal.SIGINT, ".out.catonnx/source/catonnx-*.onnx", False),
+        (signal.SIGINT, ".out.catonnx/source/catonnx-*/0-0.npy", True),
+        (signal.SIGTERM, ".out.catonnx/source/source.onnx", True),
+        (signal.SIGKILL, ".out.catonnx/kept/moments-*.npz", False),
+        (signal.SIGKILL, ".out.catonnx/result/model.onnx", True),
     ],
 )
-def test_an_interruption_leaves_nothing(
+def test_a_run_that_is_cut_off(
     number: signal.Signals, milestone: str, stands: bool, tiny_llama: Path, tmp_path: Path
 ) -> None:
     source, place, scratch = tmp_path / "source", tmp_path / "place", tmp_path / "scratch"
@@ -61,12 +64,14 @@ def test_an_interruption_leaves_nothing(
     before, standing = _contents(source), _contents(place)
     command = [sys.executable, "-m", "catonnx", "optimize", str(source), "-o", str(place / "out"), "--force"]
     extra = ["--save-plan", str(place / "plan.npz"), "--report-json", str(place / "report.json")]
+    command += ["--samples", "64", "--seq-len", "64", *extra]
+    environment = os.environ | {"TMPDIR": str(scratch)}
     process = subprocess.Popen(
-        [*command, "--samples", "64", "--seq-len", "64", *extra],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"TMPDIR": str(scratch)},
+        env=environment,
         preexec_fn=_default_interrupt,
     )
     try:
@@ -75,11 +80,15 @@ def test_an_interruption_leaves_nothing(
         shown, said = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
-    assert process.returncode == 130, said
-    assert said == "error: interrupted\n"
+    assert process.returncode == (-number if number == signal.SIGKILL else 130), said
+    kept = (place / ".out.catonnx").exists()
+    told = f": the same command goes on from {place / '.out.catonnx'}" if kept else ""
+    assert said == ("" if number == signal.SIGKILL else f"error: interrupted{told}\n")
     assert not shown
-    assert _contents(place) == standing
-    assert [path.name for path in place.iterdir()] == (["out"] if stands else [])
+    assert {name: text for name, text in _contents(place).items() if not name.startswith(".out.catonnx/")} == standing
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert sorted(path.name for path in place.iterdir()) == ["out", "plan.npz", "report.json"]
+    assert json.loads((place / "report.json").read_text())["verification"]["fused"]
     # `.ses` is a session number that onnxruntime itself keeps in the folder for temporary files.
     assert {path.name for path in scratch.iterdir()} <= {".ses"}
     assert _contents(source) == before

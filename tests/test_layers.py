@@ -17,7 +17,7 @@ TREES: Mapping[str, str] = {"catonnx": "catonnx", "passes": "catonnx.passes"}
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("catonnx.errors", "catonnx.progress", "catonnx.cores"),
-    ("catonnx.math", "catonnx.recipe", "catonnx.measures", "catonnx.naming", "catonnx.files"),
+    ("catonnx.math", "catonnx.recipe", "catonnx.measures", "catonnx.naming", "catonnx.files", "catonnx.kept"),
     ("catonnx.graph",),
     ("catonnx.passes", "catonnx.runtime"),
     ("catonnx.learned",),
@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("catonnx.budget",),
     ("catonnx.plan", "catonnx.planfile", "catonnx.report"),
     ("catonnx.rounders", "catonnx.outcome", "catonnx.allocation", "catonnx.calibrating", "catonnx.rewriting"),
+    ("catonnx.workspace",),
     ("catonnx.pipeline",),
     ("catonnx.evaluation", "catonnx.inspection"),
     ("catonnx",),

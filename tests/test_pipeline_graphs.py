@@ -272,24 +272,6 @@ def test_a_linear_that_calibration_does_not_reach(wishes: dict[str, Any], tmp_pa
     assert report.verification["fused"] == report.verification["linears"]
 
 
-def test_a_merged_decoder_is_refused_with_what_to_take_instead(tmp_path: Path) -> None:
-    def edit(model: onnx.ModelProto) -> None:
-        body = helper.make_graph(
-            list(model.graph.node),
-            "body",
-            [],
-            [helper.make_empty_tensor_value_info("y")],
-            list(model.graph.initializer),
-        )
-        del model.graph.node[:], model.graph.initializer[:]
-        model.graph.initializer.append(numpy_helper.from_array(np.array(True), "past"))
-        model.graph.node.append(helper.make_node("If", ["past"], ["y"], "merged", then_branch=body, else_branch=body))
-
-    model = write_mlp(tmp_path / "model.onnx", edit=edit)
-    with pytest.raises(NothingToOptimizeError, match=r"inside the body of If.*take the parts, decoder_model\.onnx"):
-        _optimize(model, tmp_path / "out", 8, 64)
-
-
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("rounding", ["mse", "sequential"])
 def test_attention_in_one_operator(name: str, rounding: str, tmp_path: Path) -> None:

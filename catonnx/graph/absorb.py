@@ -17,6 +17,7 @@ from catonnx.graph.absorb_walk import BlockedError, End, PermutingWalk, Walk
 from catonnx.graph.constants import FLOATS, constant_type
 from catonnx.graph.layout import Layout
 from catonnx.graph.shapes import Shapes
+from catonnx.graph.sites import Site
 from catonnx.graph.writers import Writer
 from catonnx.math.factors import Factor, Permutation
 
@@ -62,6 +63,7 @@ class Absorption:
         caches: Graph outputs (attention caches) whose content is in the changed basis afterwards.
         reason: Why nothing, or nothing more, can be taken up.
         permutable: Which permutations can be taken up; None stands for none.
+        shared: Sites that read rows of one value, this one among them, and undo the same factors; empty if it is alone.
     """
 
     writers: tuple[Writer, ...]
@@ -71,6 +73,17 @@ class Absorption:
     caches: tuple[str, ...] = ()
     reason: str = ""
     permutable: Permutable | None = None
+    shared: tuple[Site, ...] = ()
+
+    @property
+    def peers(self) -> tuple[Site, ...]:
+        """The sites of `shared` that are planned: those with a linear that is rounded."""
+        return tuple(site for site in self.shared if site.selected)
+
+    @property
+    def permutes(self) -> bool:
+        """Whether any permutation but the identity may be taken up."""
+        return self.permutable is not None and bool(self.permutable.writers)
 
     def block_ties(self, block: int) -> np.ndarray:
         """Return for each of the d / block blocks the number of the set of blocks that it is tied to."""

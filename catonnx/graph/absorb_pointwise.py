@@ -10,8 +10,8 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from catonnx.graph.absorb_walk import BlockedError, End, Walk
-from catonnx.graph.constants import constant_shape
+from catonnx.graph.absorb_walk import BlockedError, End, Walk, is_square
+from catonnx.graph.constants import constant_array, constant_shape
 from catonnx.graph.layout import Layout
 from catonnx.graph.writers import Writer
 
@@ -23,13 +23,18 @@ POINTWISE = frozenset(
 )
 """Operators that treat every number of their operands, broadcast against each other, alike."""
 
-CONTRIB_POINTWISE = frozenset({"FastGelu", "Gelu", "QuickGelu"})
+CONTRIB_POINTWISE = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu"})
 """The same among ONNX Runtime's own."""
 
 
 def product_or_quotient(walk: Walk, node: ir.Node, layout: Layout) -> End:
-    """Mul and Div: a constant vector takes a scaling, one number lets everything pass, two activations are a gate."""
+    """Mul and Div: a constant vector takes a scaling, one number lets everything pass, two activations are a gate.
+
+    Two activations that are one make a square.
+    """
     constant = _constant_operand(node)
+    if is_square(node):
+        return _root(walk, node, layout, 2.0)
     if constant is None:
         return _gate(walk, node, layout)
     if node.op_type == "Div" and constant == 0:
@@ -39,6 +44,22 @@ def product_or_quotient(walk: Walk, node: ir.Node, layout: Layout) -> End:
         return End((writer,), layout.only_scale())
     _check_same_channels(walk, node, 1 - constant, layout)
     return walk.into(node, 1 - constant, _moved_rank(walk, node, 1 - constant, layout))
+
+
+def power(walk: Walk, node: ir.Node, layout: Layout) -> End:
+    """Pow by one constant number: what makes its first operand takes a root of the scaling."""
+    exponent = constant_array(node.inputs[1])
+    if exponent is None or exponent.size != 1 or not exponent.all():
+        raise BlockedError(f"the exponent of {node.name} is not one constant number")
+    _check_same_channels(walk, node, 0, layout)
+    return _root(walk, node, _moved_rank(walk, node, 0, layout), float(exponent.reshape(())))
+
+
+def _root(walk: Walk, node: ir.Node, layout: Layout, exponent: float) -> End:
+    """(s x)^p = s^p x^p for s > 0, and the scales of CAT are positive."""
+    end = walk.into(node, 0, layout.only_scale())
+    writers = (dataclasses.replace(writer, power=writer.power / exponent) for writer in end.writers)
+    return dataclasses.replace(end, writers=tuple(writers))
 
 
 def _gate(walk: Walk, node: ir.Node, layout: Layout) -> End:
@@ -120,7 +141,7 @@ def _writer(walk: Walk, node: ir.Node, index: int, layout: Layout, *, divides: b
         return None
     if any(axis < 0 or shape[axis] not in (1, size) for axis, size in zip(axes, layout.sizes, strict=True)):
         raise BlockedError(f"the constant of {node.op_type} {node.name} does not lie along the channels")
-    return Writer(node, index, axes, layout.sizes, layout.position, divides)
+    return Writer(node, index, axes, layout.sizes, layout.position, -1.0 if divides else 1.0)
 
 
 def _constant_operand(node: ir.Node) -> int | None:

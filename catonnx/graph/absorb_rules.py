@@ -9,7 +9,7 @@ row here, not a new pass.
 | MatMul, Gemm with a constant weight | any, ends here | the same |
 | norms | a scaling, ends in their scale | none: the residual stream would have to follow |
 | product or quotient of two activations | a scaling, into one branch | into all branches |
-| any other function of each number | Relu and LeakyRelu a positive scaling | any |
+| any other function of each number | Relu and LeakyRelu a positive scaling, powers its root | any |
 | heads, probabilities times values, joins and parts | moved across, within a head | the same |
 | attention as one operator | moved across to V, within a head, tied where heads share values | the same |
 """
@@ -28,6 +28,7 @@ from catonnx.graph.absorb_pointwise import (
     POINTWISE,
     any_function,
     positive_function,
+    power,
     product_or_quotient,
     sum_or_difference,
 )
@@ -116,7 +117,8 @@ def _reshape(walk: Walk, node: ir.Node, layout: Layout) -> End:
         raise BlockedError(f"the shapes around {node.op_type} {node.name} are not known")
     known = list(after)
     for axis, size in zip(layout.axes, layout.sizes, strict=True):
-        known[axis] = dataclasses.replace(known[axis], coefficient=size, symbols=())
+        if axis not in layout.merged:
+            known[axis] = dataclasses.replace(known[axis], coefficient=size, symbols=())
     return walk.into(node, 0, through_reshape(layout, before, tuple(known)))
 
 
@@ -134,6 +136,7 @@ RULES: dict[str, Rule] = {
     "Div": product_or_quotient,
     "Add": sum_or_difference,
     "Sub": sum_or_difference,
+    "Pow": power,
     "Relu": positive_function,
     "LeakyRelu": positive_function,
     "Identity": _same,

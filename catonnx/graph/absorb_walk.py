@@ -24,6 +24,9 @@ _SHAPE_READERS = frozenset({"Shape", "Size"})
 _MIXERS = frozenset({"MatMul", "Gemm", "Attention"})
 """Operators that sum over all channels of their first input."""
 
+_MOVERS = frozenset("Cast Flatten Identity MatMul Reshape Squeeze Transpose Unsqueeze".split())
+"""Operators that may be crossed where one axis holds both rows and channels."""
+
 _PARTS = frozenset({"Split", "Slice", "Gather"})
 """Operators that may leave some channels of their first input to others."""
 
@@ -95,6 +98,8 @@ class Walk:
         rule = self.rule_of(node, value)
         if rule is None:
             raise BlockedError(f"{node.op_type} takes up nothing")
+        if layout.merged and node.op_type not in _MOVERS:
+            raise BlockedError(f"rows are merged with channels at {node.op_type} {node.name}")
         return rule(self, node, layout)
 
     def check_readers(self, value: ir.Value, allowed: frozenset[ir.Node], layout: Layout) -> None:
@@ -105,7 +110,7 @@ class Walk:
                 continue
             if reader not in allowed and not self.reads_other_channels(reader, value, layout):
                 raise BlockedError(f"also read by {reader.op_type} {reader.name}")
-            if sum(operand is value for operand in reader.inputs) > 1:
+            if sum(operand is value for operand in reader.inputs) > 1 and not is_square(reader):
                 raise BlockedError(f"{reader.op_type} {reader.name} reads the value twice")
 
     def reads_other_channels(self, reader: ir.Node, value: ir.Value, layout: Layout) -> bool:
@@ -155,7 +160,9 @@ class PermutingWalk(Walk):
         for known, end in before:
             if known.is_same(layout):
                 return end
-            if known.axes != layout.axes or np.intersect1d(known.position, layout.position).size:
+            if (known.axes, known.merged) != (layout.axes, layout.merged) or np.intersect1d(
+                known.position, layout.position
+            ).size:
                 raise BlockedError(f"{value.name} would be permuted in two ways")
         end = self.back(value, layout)
         before.append((layout, end))
@@ -195,6 +202,11 @@ class PermutingWalk(Walk):
 def reads_shape_only(reader: ir.Node) -> bool:
     """Whether a node sees nothing of the numbers."""
     return reader.op_type in _SHAPE_READERS and not reader.domain
+
+
+def is_square(node: ir.Node) -> bool:
+    """Whether a node multiplies a value by itself."""
+    return node.op_type == "Mul" and not node.domain and node.inputs[0] is node.inputs[1]
 
 
 def is_cache(value: ir.Value) -> bool:

@@ -25,6 +25,15 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     return ir.convenience.get_const_tensor(value)
 
 
+def tensor_array(tensor: ir.TensorProtocol) -> np.ndarray:
+    """Return the numbers of a tensor; those in a file are read, not mapped: mappings stay, and count as memory."""
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8 or not tensor.size:
+        return tensor.numpy()
+    dtype = np.dtype(tensor.dtype.numpy()).newbyteorder("<")
+    array = np.fromfile(tensor.path, dtype, count=tensor.size, offset=tensor.offset or 0)
+    return array.reshape(tensor.shape.numpy())
+
+
 def constant_source(value: ir.Value | None) -> Callable[[], np.ndarray] | None:
     """Return what reads a constant, seen through Identity, Transpose and Cast to a float type; None if it is none.
 
@@ -39,7 +48,7 @@ def constant_source(value: ir.Value | None) -> Callable[[], np.ndarray] | None:
         return None
 
     def read() -> np.ndarray:
-        array = tensor.numpy()
+        array = tensor_array(tensor)
         for step in reversed(steps):
             array = step(array)
         return array

@@ -102,8 +102,20 @@ def groups(left: tuple[Dim, ...], right: tuple[Dim, ...]) -> list[tuple[range, r
 
     Returns:
         Pairs of axis ranges, the last axes first. Axes of one pair are only reshaped among themselves; what cannot be
-        told apart ends up together in the last pair.
+        told apart from either end stays together in one pair, whose products need not be known to be equal.
     """
+    result = _cut(left, right)
+    if result and product(left[axis] for axis in result[-1][0]) != product(right[axis] for axis in result[-1][1]):
+        # What lies right of it is aligned, so the same holds from the first axis on.
+        stops = [span.stop for span in result.pop()]
+        front = _cut(*(shape[:stop][::-1] for shape, stop in zip((left, right), stops, strict=True)))
+        turned = ([range(stop - s.stop, stop - s.start) for s, stop in zip(p, stops, strict=True)] for p in front)
+        result += reversed([(first, second) for first, second in turned])
+    return result
+
+
+def _cut(left: tuple[Dim, ...], right: tuple[Dim, ...]) -> list[tuple[range, range]]:
+    """Cut two shapes from the last axis on; the last pair holds what is left over."""
     result: list[tuple[range, range]] = []
     i, j = len(left), len(right)
     while i or j:

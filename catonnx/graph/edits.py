@@ -100,20 +100,28 @@ def set_folded(
     """
 
     def realize() -> ir.TensorProtocol:
-        exact = compute()
-        with np.errstate(over="ignore"):
-            array = exact.astype(dtype.numpy())
-        if not np.isfinite(array).all() and np.isfinite(exact).all():
-            raise VerificationError(
-                f"numbers of the new basis reach {np.abs(exact).max():.1e} and overflow {dtype.name.lower()}",
-                where=f"input {index} of {node.name}",
-                hint="leave the layer out with --exclude, choose another --transform, or take a float32 model",
-            )
-        return ir.Tensor(array, dtype=dtype)
+        return ir.Tensor(cast(compute(), dtype, f"input {index} of {node.name}"), dtype=dtype)
 
     tensor = ir.LazyTensor(realize, dtype=dtype, shape=ir.Shape(shape), cache=False)
     tensor.meta[_FLOAT64] = compute
     node.replace_input_with(index, add_constant(graph, names, wanted, tensor))
+
+
+def cast(exact: np.ndarray, dtype: ir.DataType, where: str) -> np.ndarray:
+    """Round numbers of a new basis to the type that stores them.
+
+    Raises:
+        VerificationError: if one of them overflows.
+    """
+    with np.errstate(over="ignore"):
+        array: np.ndarray = exact.astype(dtype.numpy())
+    if not np.isfinite(array).all() and np.isfinite(exact).all():
+        raise VerificationError(
+            f"numbers of the new basis reach {np.abs(exact).max():.1e} and overflow {dtype.name.lower()}",
+            where=where,
+            hint="leave the layer out with --exclude, choose another --transform, or take a float32 model",
+        )
+    return array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,12 +156,34 @@ def insert_before(
     current = value
     for step in steps:
         output = ir.Value(name=names.new(f"{step.name}_output"), type=value.type)
-        inputs = [current if operand is None else operand for operand in step.inputs]
-        node = ir.node(
-            step.operator, inputs, attributes=dict(step.attributes), outputs=[output], name=names.new(step.name)
-        )
-        graph.insert_before(readers[0], node)
+        graph.insert_before(readers[0], _node_of(names, step, current, output))
         current = output
     current.shape = value.shape
     for reader in readers:
         reader.replace_input_with(0, current)
+
+
+def insert_behind(names: Names, node: ir.Node, steps: Sequence[Step]) -> None:
+    """Insert a chain of nodes between a node and whatever reads its first output, an output of its graph included.
+
+    Args:
+        names: Free names.
+        node: Where the chain begins; its result takes over name, type and shape of this node's output.
+        steps: The nodes, one at least.
+    """
+    graph, old = node.graph, node.outputs[0]
+    assert graph is not None
+    result = ir.Value(name=old.name, type=old.type, shape=old.shape)
+    old.name, old.shape = names.new(f"{node.name}/product_output"), None
+    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+    last, current = node, old
+    for step in steps:
+        output = result if step is steps[-1] else ir.Value(name=names.new(f"{step.name}_output"), type=old.type)
+        new = _node_of(names, step, current, output)
+        graph.insert_after(last, new)
+        last, current = new, output
+
+
+def _node_of(names: Names, step: Step, value: ir.Value, output: ir.Value) -> ir.Node:
+    inputs = [value if operand is None else operand for operand in step.inputs]
+    return ir.node(step.operator, inputs, attributes=dict(step.attributes), outputs=[output], name=names.new(step.name))

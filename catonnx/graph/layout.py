@@ -30,6 +30,8 @@ class Layout:
         diagonal: Only a scaling can be taken up from here on.
         attended: The rows are summed, weighted by another activation, on the way to the site: they are the values of an
             attention.
+        merged: Those of `axes` that are longer than their entry in `sizes`: rows were merged in front of the channels,
+            as in [batch * heads, ...], and index i holds the channels of i modulo that entry.
     """
 
     axes: tuple[int, ...]
@@ -38,6 +40,7 @@ class Layout:
     mixing: np.ndarray
     diagonal: bool = False
     attended: bool = False
+    merged: frozenset[int] = frozenset()
 
     @staticmethod
     def of_site(rank: int, width: int) -> Layout:
@@ -65,7 +68,7 @@ class Layout:
 
     def is_same(self, other: Layout) -> bool:
         """Whether two layouts of one value say the same."""
-        mine, theirs = ((item.axes, item.sizes, item.diagonal, item.attended) for item in (self, other))
+        mine, theirs = ((item.axes, item.sizes, item.diagonal, item.attended, item.merged) for item in (self, other))
         arrays = ((self.position, other.position), (self.mixing, other.mixing))
         return mine == theirs and all(np.array_equal(left, right) for left, right in arrays)
 
@@ -73,7 +76,7 @@ class Layout:
         """Whether a channel lies within the indices that a window takes of some axes."""
         inside = np.ones(len(self.position), bool)
         for axis, along in zip(self.axes, self.coordinates, strict=True):
-            if axis in window:
+            if axis in window and axis not in self.merged:
                 inside &= np.isin(along, window[axis])
         return bool(inside.any())
 
@@ -100,28 +103,42 @@ def through_transpose(layout: Layout, order: list[int]) -> Layout:
     coordinates = layout.coordinates
     sizes = tuple(layout.sizes[index] for index in ranking)
     position = np.ravel_multi_index(tuple(coordinates[index] for index in ranking), sizes)
-    return dataclasses.replace(layout, axes=tuple(sorted(moved)), sizes=sizes, position=position)
+    merged = frozenset(order[axis] for axis in layout.merged)
+    return dataclasses.replace(layout, axes=tuple(sorted(moved)), sizes=sizes, position=position, merged=merged)
 
 
 def through_reshape(layout: Layout, before: Shape, after: Shape) -> Layout | None:
     """Cross any node that keeps the elements in row-major order: Reshape, Flatten, Unsqueeze, Squeeze."""
-    axes: list[int] = []
+    lengths: dict[int, int] = {}
     for left, right in dims.groups(before, after):
         carried = [axis for axis in right if axis in layout.axes]
         if not carried:
             continue
-        lengths = [before[axis].value for axis in left]
-        if None in lengths or any(after[axis].value != 1 for axis in right if axis not in carried):
+        behind = (axis for axis in right if axis > carried[0] and axis not in carried)
+        if any(after[axis].value != 1 for axis in behind) or layout.merged.intersection(carried[1:]):
             return None
-        if any(after[axis].value is None for axis in carried):
+        rest = int(np.prod([layout.sizes[layout.axes.index(axis)] for axis in carried]))
+        for axis in reversed(left):  # the channels are its last part; what lies before them are rows
+            length = before[axis].value
+            if rest == 1 or length == 1:
+                continue
+            if length is not None and length and rest % length == 0:
+                lengths[axis] = length
+            elif dims.divide(before[axis], Dim(rest)) is not None:
+                lengths[axis] = rest
+            else:
+                return None
+            rest //= lengths[axis]
+        if rest != 1:
             return None
-        axes.extend(axis for axis in left if before[axis].value != 1)
-    axes.sort()
-    sizes = tuple(before[axis].coefficient for axis in axes)
-    if not axes or int(np.prod(sizes)) != int(np.prod(layout.sizes)):
+    if not lengths:
         return None
     # Row-major order within each run of axes, and of the runs among themselves: the flat index stays what it was.
-    return dataclasses.replace(layout, axes=tuple(axes), sizes=sizes)
+    axes = tuple(sorted(lengths))
+    merged = frozenset(axis for axis in axes if before[axis].value != lengths[axis])
+    if len(before) - 1 in merged:
+        return None  # half of a linear's outputs, say, became rows of their own
+    return dataclasses.replace(layout, axes=axes, sizes=tuple(lengths[axis] for axis in axes), merged=merged)
 
 
 def through_expand(layout: Layout, before: Shape, after: Shape) -> Layout | None:
@@ -130,9 +147,10 @@ def through_expand(layout: Layout, before: Shape, after: Shape) -> Layout | None
     kept, repeated = [], []
     for index, axis in enumerate(layout.axes):
         length = None if axis < shift else before[axis - shift].value
-        if axis >= shift and length == layout.sizes[index]:
+        same = axis in layout.merged and axis >= shift and before[axis - shift] == after[axis]
+        if same or (axis >= shift and axis not in layout.merged and length == layout.sizes[index]):
             kept.append(index)
-        elif axis < shift or length == 1:
+        elif axis not in layout.merged and (axis < shift or length == 1):
             repeated.append(index)
         else:
             return None
@@ -143,13 +161,14 @@ def through_expand(layout: Layout, before: Shape, after: Shape) -> Layout | None
     sizes = tuple(layout.sizes[index] for index in kept)
     position = np.ravel_multi_index(tuple(coordinates[index] for index in kept), sizes)
     axes = tuple(layout.axes[index] - shift for index in kept)
-    return dataclasses.replace(layout, axes=axes, sizes=sizes, position=position)
+    merged = frozenset(axis - shift for axis in layout.merged).intersection(axes)
+    return dataclasses.replace(layout, axes=axes, sizes=sizes, position=position, merged=merged)
 
 
 def through_product(layout: Layout, rank: int) -> Layout | None:
     """Cross a MatMul to its right operand: channels mix freely along its last axis, never across the batch axes."""
     last = layout.axes[-1]
-    if last != rank - 1 or rank - 2 in layout.axes:
+    if last != rank - 1 or rank - 2 in layout.axes or last in layout.merged:
         return None
     coordinates = layout.coordinates[:-1]
     return dataclasses.replace(layout, mixing=_refine(layout.mixing, *coordinates), attended=True)

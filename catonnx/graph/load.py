@@ -22,6 +22,7 @@ from onnx_ir.passes import common as common_passes
 from onnxscript import version_converter
 
 from catonnx.errors import CatonnxError, ModelError, OutputError
+from catonnx.graph.bodies import make_names_unique
 from catonnx.graph.save import OPSET, is_inside, write_model
 
 NEWEST_OPSET = 26
@@ -276,6 +277,7 @@ def _normalize(model: ir.Model, path: Path) -> None:
     common_passes.RemoveInitializersFromInputsPass()(model)
     common_passes.RemoveUnusedNodesPass()(model)
     common_passes.NameFixPass()(model)
+    make_names_unique(model.graph)
     for index, node in enumerate(model.graph):
         if not node.name:
             node.name = f"{node.op_type}_{index}"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx_ir as ir
 
-from catonnx.errors import CatonnxError, OutputError
+from catonnx.errors import OutputError
 
 OPSET = 21
 """What we write: the first opset with int4 tensors and blocked DequantizeLinear."""
@@ -86,94 +84,48 @@ def write_beside(model: ir.Model, path: Path) -> None:
             value.const_value = tensor
 
 
+Spill: TypeAlias = Callable[[ir.TensorProtocol], ir.TensorProtocol]
+"""Takes a tensor out of memory, and returns the same where it lies now."""
+
+
+def spilling(path: Path) -> Spill:
+    """Return what moves tensors into a new file; they are read from there when the model is written."""
+    path.unlink(missing_ok=True)
+
+    def spill(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if tensor.nbytes <= _INLINE_BYTES:
+            return tensor
+        try:
+            with path.open("ab") as file:
+                offset = file.tell()
+                file.write(tensor.tobytes())
+        except OSError as error:
+            raise OutputError(
+                f"rounded weights cannot be kept: {error.strerror or error}", where=path.parent, hint="free some space"
+            ) from error
+        return ir.ExternalTensor(
+            path.name,
+            offset,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=tensor.name or "",
+            base_dir=path.parent,
+        )
+
+    return spill
+
+
+def held(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Leave a tensor in memory."""
+    return tensor
+
+
 def _free_name(path: Path, suffix: str) -> str:
     """Return a name beside `path` that no file has: it may be that of the user's data, which is still needed."""
     while path.with_name(path.name + suffix).exists():
         suffix = f"_{suffix}"
     return path.name + suffix
-
-
-@contextlib.contextmanager
-def staged(out: Path, *, force: bool) -> Iterator[Path]:
-    """Make a work folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
-
-    Args:
-        out: The output folder; it appears in one rename.
-        force: Replace a folder that exists, if it is empty or a result of ours.
-
-    Yields:
-        The folder to write the output into.
-
-    Raises:
-        OutputError: if `out` exists and may not be replaced, or nothing can be written beside it.
-    """
-    with _parents(out):
-        try:
-            _check_free(out, force)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-        except OSError as error:
-            raise OutputError(f"nothing can be written there: {error.strerror}", where=out.parent) from error
-        try:
-            yield stage
-            _replace(stage, out)
-        except OSError as error:
-            raise OutputError(f"the output cannot be written: {error.strerror or error}", where=out) from error
-        except CatonnxError as error:
-            raise error.moved(stage, out) from error
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _parents(out: Path) -> Iterator[None]:
-    """Remove the folders above `out` that did not exist before, unless something came to lie in them."""
-    try:
-        new = [folder for folder in out.parents if not folder.exists()]
-    except OSError:
-        new = []
-    try:
-        yield
-    finally:
-        for folder in new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-
-
-def _check_free(out: Path, force: bool) -> None:
-    stands = out.exists() or out.is_symlink()
-    if stands and not force:
-        raise OutputError("the output exists", where=out, hint="choose another place or pass --force")
-    if stands and not out.is_dir():
-        raise OutputError("the output exists and is not a folder", where=out, hint="choose another place")
-    if stands and not out.is_symlink() and not (out / RESULT_MARK).is_file() and any(out.iterdir()):
-        raise OutputError(
-            f"the output exists and is no result of catonnx: it holds other files and no {RESULT_MARK}",
-            where=out,
-            hint="choose another place, or remove it yourself",
-        )
-
-
-def _replace(stage: Path, out: Path) -> None:
-    """Rename `stage` to `out`; an older `out` is moved aside first and deleted last: one of them always stands."""
-    umask = os.umask(0)
-    os.umask(umask)
-    stage.chmod(0o777 & ~umask)
-    if not out.exists():
-        stage.rename(out)
-        return
-    aside = stage.with_suffix(".old")
-    out.rename(aside)
-    try:
-        stage.rename(out)
-    except BaseException:  # a Ctrl-C as well: the older one comes back
-        if not out.exists():
-            aside.rename(out)
-        raise
-    if aside.is_symlink():
-        aside.unlink()
-    else:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def copy_companions(model: Path, out: Path, skip: set[str]) -> tuple[str, ...]:

@@ -20,10 +20,7 @@ import onnx_ir as ir
 
 from catonnx.graph.edits import Names
 from catonnx.graph.sites import Site
-from catonnx.graph.stages import Stage, Tap, reads
-
-_RANDOM = frozenset("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
-"""Operators that give something else when they run a second time."""
+from catonnx.graph.stages import RANDOM, Stage, Tap, reads
 
 _SMALL = frozenset({"Shape", "Size"})
 """Operators that never wait: a few numbers are handed over instead of an activation."""
@@ -34,8 +31,8 @@ def cut(model: ir.Model, sites: Sequence[Site]) -> tuple[Stage, ...]:
 
     Args:
         model: Sorted; it stays as it is, and must not change while the stages are in use.
-        sites: Sites of it, in graph order; those without a selected linear are passed over. Their linears may read
-            another value than `Site.value` by now, but all selected linears of a site the same one.
+        sites: Sites of it, in graph order; those in bodies or without a selected linear are passed over. Their linears
+            may read another value than `Site.value` by now, but all selected linears of a site the same one.
 
     Returns:
         Stage 0, then one stage for each group of sites; the last has nothing to run. Empty if there is no site.
@@ -43,7 +40,7 @@ def cut(model: ir.Model, sites: Sequence[Site]) -> tuple[Stage, ...]:
     Raises:
         ValueError: if the selected linears of a site read different values.
     """
-    chosen = {_read_by(site): site for site in sites if site.selected}
+    chosen = {_read_by(site): site for site in sites if site.selected and not site.inside}
     return _Schedule(model, chosen).stages() if chosen else ()
 
 
@@ -106,7 +103,7 @@ class _Schedule:
         self._levels.update(dict.fromkeys(node.outputs, level))
 
     def _is_constant(self, node: ir.Node) -> bool:
-        if node.op_type in _RANDOM or any(output in self._taps for output in node.outputs):
+        if node.op_type in RANDOM or any(output in self._taps for output in node.outputs):
             return False
         return all(value in self._constants or value.is_initializer() for value in self._reads[node])
 

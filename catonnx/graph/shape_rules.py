@@ -123,6 +123,18 @@ def _gather(_: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | Non
     return (*data[:axis], *indices, *data[axis + 1 :])
 
 
+def _gather_nd(_: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
+    data, indices = inputs[0] or (), inputs[1]
+    depth = None if not indices else indices[-1].value
+    if indices is None or depth is None:
+        return None
+    return (*indices[:-1], *data[node.attributes.get_int("batch_dims", 0) + depth :])
+
+
+def _gather_elements(_: Shapes, __: ir.Node, inputs: list[Shape | None]) -> Shape | None:
+    return inputs[1]
+
+
 def _expand(shapes: Shapes, node: ir.Node, inputs: list[Shape | None]) -> Shape | None:
     target = shapes.contents(node.inputs[1])
     if target is None:
@@ -242,6 +254,8 @@ SHAPES: Mapping[str, Callable[[Shapes, ir.Node, list[Shape | None]], Shape | Non
     "Concat": _concat,
     "Slice": _slice,
     "Gather": _gather,
+    "GatherND": _gather_nd,
+    "GatherElements": _gather_elements,
     "Expand": _expand,
     "Flatten": _flatten,
     "Conv": _conv,

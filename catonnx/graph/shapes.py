@@ -22,12 +22,12 @@ _DOMAINS = ("", "com.microsoft")
 _SAME = frozenset(
     "Abs BiasGelu Cast Ceil Clip Cos CumSum DequantizeLinear Dropout Elu Erf Exp FastGelu Floor Gelu HardSigmoid "
     "HardSwish Identity IsNaN LayerNormalization LeakyRelu Log LogSoftmax Neg Not QuantizeLinear QuickGelu Reciprocal "
-    "Relu RMSNormalization RotaryEmbedding Round ScatterND Sigmoid Sign SimplifiedLayerNormalization Sin "
-    "SkipLayerNormalization SkipSimplifiedLayerNormalization Softmax Softplus Sqrt Swish Tanh Trilu".split()
+    "Relu RMSNormalization RotaryEmbedding Round ScatterElements ScatterND Sigmoid Sign SimplifiedLayerNormalization "
+    "Sin SkipLayerNormalization SkipSimplifiedLayerNormalization Softmax Softplus Sqrt Swish Tanh Trilu".split()
 )
 _BROADCAST = frozenset(
     "Add And BitwiseAnd Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow PRelu "
-    "Sub Where".split()
+    "Sub Sum Where".split()
 )
 _REDUCE = frozenset("ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL2 ReduceSumSquare".split())
 

@@ -8,9 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from catonnx.graph.bodies import bodies
 from catonnx.graph.constants import constant_type
 from catonnx.graph.edits import Names, add_constant
 from catonnx.graph.sites import Linear, Site
+
+RANDOM = frozenset("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
+"""Operators that give something else when they run a second time."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,18 +137,10 @@ def check_weights(weights: Mapping[str, np.ndarray], linears: Mapping[str, Linea
 def reads(node: ir.Node, graph: ir.Graph) -> Iterator[ir.Value]:
     """Yield the inputs of a node, in order, then what its subgraphs read or return of the graph that holds it."""
     yield from (value for value in node.inputs if value is not None)
-    for body in _bodies(node):
+    for body in bodies(node):
         read = (value for inner in ir.traversal.RecursiveGraphIterator(body) for value in inner.inputs)
         returned = (value for part in (body, *body.subgraphs()) for value in part.outputs)
         yield from (value for value in (*read, *returned) if value is not None and value.graph is graph)
-
-
-def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _initializers(nodes: Iterable[ir.Node], graph: ir.Graph) -> Sequence[ir.Value]:

@@ -6,11 +6,13 @@ The embedding is Gather(table [V, d], tokens), the head MatMul(x, Transpose(tabl
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
 from catonnx.graph.constants import constant_shape
 from catonnx.graph.shapes import Shapes
+from catonnx.graph.sites import Site
 
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
 
@@ -64,6 +66,20 @@ def shared_weights(graph: ir.Graph) -> dict[ir.Node, int]:
             readers.setdefault(origin, []).append(node)
     several = [nodes for nodes in readers.values() if len(nodes) > 1]
     return {node: number for number, nodes in enumerate(several) for node in nodes}
+
+
+def shared_inside(sites: Iterable[Site], first: int) -> dict[ir.Node, int]:
+    """Return the same of linears in bodies, which go on to share weights when they are canonical.
+
+    Args:
+        sites: In bodies, canonicalized.
+        first: The first number.
+    """
+    readers: dict[ir.Value | None, list[ir.Node]] = {}
+    for linear in (linear for site in sites for linear in site.selected):
+        readers.setdefault(linear.node.inputs[1], []).append(linear.node)
+    several = [nodes for nodes in readers.values() if len(nodes) > 1]
+    return {node: number for number, nodes in enumerate(several, first) for node in nodes}
 
 
 def _origin(node: ir.Node) -> tuple[object, ...] | None:

@@ -72,10 +72,10 @@ def gather_window(shapes: Shapes, node: ir.Node) -> Window | None:
     """Return what a Gather of one constant index takes from an axis of known length; None for any other Gather."""
     source = None if node.inputs[0] is None else shapes[node.inputs[0]]
     index = constant_array(node.inputs[1])
-    if source is None or index is None or index.ndim:
+    if source is None or index is None or index.size != 1:
         return None
-    axis = node.attributes.get_int("axis", 0) % len(source)
+    axis, place = node.attributes.get_int("axis", 0) % len(source), int(index.reshape(()))
     length = source[axis].value
-    if length is None or not -length <= int(index) < length:
+    if length is None or not -length <= place < length:
         return None
-    return {axis: range(int(index) % length, int(index) % length + 1)}
+    return {axis: range(place % length, place % length + 1)}

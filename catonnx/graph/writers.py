@@ -24,7 +24,8 @@ class Writer:
         axes: Axes of the constant that carry channels, ascending, possibly with axes of length 1 to be broadcast first.
         sizes: Their full lengths.
         position: Flat index within `sizes` of every channel of the site.  # (d,)
-        divides: The node divides by the constant: it takes the inverse of a scaling.
+        power: What it takes of a scaling: -1, the inverse, where the node divides by the constant, 1/2, the root, where
+            what it makes is squared on the way to the site.
     """
 
     node: ir.Node
@@ -32,7 +33,7 @@ class Writer:
     axes: tuple[int, ...]
     sizes: tuple[int, ...]
     position: np.ndarray
-    divides: bool = False
+    power: float = 1.0
 
     @property
     def place(self) -> tuple[ir.Node, int, bytes]:

@@ -84,7 +84,7 @@ def gptq(
         block: Rows between two products with all earlier errors; changes speed, not the result beyond float32.
         method: How scales are found, see `quantize_weight`.
         signed: Scales may be negative.
-        scale_dtype: float16, float32 or float64.
+        scale_dtype: See `quantize_weight`.
         importance: How the search for scales counts the rows: alike, or as `Curvature.importance` says.
         sweeps: Passes of coordinate descent afterwards (`refined`).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -119,6 +119,20 @@ class Moments:
         self.squared_symmetric_range += other.squared_symmetric_range
         self.count += other.count
         self._rows += other._rows
+
+    @staticmethod
+    def pooled(parts: Sequence[Moments]) -> Moments:
+        """Return what accumulators of rows of one value saw together; what is assumed counts only if there is no other.
+
+        Of the rows that they kept it has about as many as one of them.
+        """
+        seen = [part for part in parts if not part.assumed] or parts[:1]
+        total = Moments(seen[0].width, seen[0].block)
+        for part in seen:
+            total.merge(part)
+        total._rows = [part.rows[index % len(seen) :: len(seen)] for index, part in enumerate(seen)]
+        total.assumed = seen[0].assumed
+        return total
 
     @property
     def rows(self) -> NDArray[np.float32]:

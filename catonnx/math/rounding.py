@@ -8,7 +8,9 @@ group the extra step lies. At 4 bits that is worth up to 0.6 dB; standard ONNX a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -36,6 +38,9 @@ GRID_BELOW = np.geomspace(0.3, 0.48, 6).astype(np.float32)
 
 Untransformed SmolLM2, `gptq` in groups of 32: 0.5 dB at a down projection ruled by few channels, 0 elsewhere.
 """
+
+SCALE_TYPES = ("bfloat16", "float16", "float32", "float64")
+"""Names of the types that scales are stored in; numpy knows bfloat16 from ml_dtypes."""
 
 ELEMENTS_PER_CHUNK = 262144
 """Weights searched at a time by one thread, about 10 MB of work arrays.
@@ -89,6 +94,37 @@ class QuantizedWeight:
         scales = np.repeat(self.scales.astype(np.float64), self._rows_per_group, axis=0)
         return np.asarray(scales[: len(self.codes)] * self.codes, dtype=np.float64)
 
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """What is the same for two weights if all their numbers are, and their types."""
+        layout = f"{self.codes.shape} {self.group_size} {self.bits} {self.scales.dtype}"
+        return hashlib.sha256(layout.encode() + self.codes.tobytes() + self.scales.tobytes()).digest()
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return arrays that `from_arrays` reads back; codes of 4 bits stand two to a byte."""
+        codes: NDArray[np.uint8] = self.codes.reshape(-1).view(np.uint8)
+        if self.bits == 4:
+            even = np.zeros(codes.size + codes.size % 2, np.uint8)
+            even[: codes.size] = codes & 0xF
+            codes = np.asarray(even[::2] | even[1::2] << 4, np.uint8)
+        return {
+            "codes": codes,
+            "shape": np.array(self.codes.shape),
+            "scales": self.scales.astype(np.float64),
+            "format": np.array([self.group_size or 0, self.bits]),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], scale_dtype: DTypeLike) -> QuantizedWeight:
+        """Rebuild a weight from what `to_arrays` returned; its scales were of `scale_dtype`."""
+        codes, (group_size, bits) = arrays["codes"], arrays["format"].tolist()
+        rows, columns = arrays["shape"].tolist()
+        if bits == 4:
+            low, high = codes << 4, codes & 0xF0
+            codes = np.stack([low, high], axis=1).reshape(-1)[: rows * columns].view(np.int8) >> 4
+        scales = arrays["scales"].astype(scale_dtype)
+        return cls(codes.view(np.int8).reshape(rows, columns), scales, group_size or None, bits)
+
 
 def code_range(bits: int) -> tuple[int, int]:
     """Return the lowest and the highest code: -8 and 7, or -128 and 127.
@@ -123,7 +159,7 @@ def quantize_weight(
             smallest squared error of each group, and is never worse than ``nearest`` in any group.
         signed: Scales may be negative. False keeps them positive: ``nearest`` then maps the entry of largest magnitude
             to plus or minus the highest code, and ``mse`` searches positive scales only.
-        scale_dtype: float16, float32 or float64.
+        scale_dtype: One of `SCALE_TYPES`.
         importance: What an error in each row counts in the search of ``mse``, shape (K,), not negative; None counts all
             rows alike. With ``E[x_i^2]`` of the layer's input it is the output's error as far as channels are
             uncorrelated. A group whose rows all count nothing gets the scale of ``nearest``.
@@ -145,8 +181,8 @@ def quantize_weight(
     if method not in ("nearest", "mse"):
         raise ValueError(f"rounding method {method!r} is unknown; there are 'nearest' and 'mse'")
     scale_type = np.dtype(scale_dtype)
-    if scale_type not in (np.float16, np.float32, np.float64):
-        raise ValueError(f"scales cannot be {scale_type}; they are float16, float32 or float64")
+    if scale_type.name not in SCALE_TYPES:
+        raise ValueError(f"scales cannot be {scale_type}; they are {', '.join(SCALE_TYPES)}")
     code_range(bits)
     rows, columns = weight.shape
     importance = _checked(importance, rows)
@@ -264,12 +300,14 @@ def round_scales(scales: NDArray[np.floating[Any]], scale_type: np.dtype[Any]) -
     Raises:
         ValueError: A scale overflows the type.
     """
-    if np.abs(scales).max() > np.finfo(scale_type).max:
-        raise ValueError(f"a scale of {np.abs(scales).max():.3g} overflows {scale_type}; store scales in a wider type")
     smallest = np.nextafter(scale_type.type(0), scale_type.type(1))
     magnitude = np.maximum(np.abs(scales), float(smallest))
     safe = np.where(scales == 0, 1.0, np.copysign(magnitude, scales))
-    return safe.astype(scale_type).astype(np.float64)
+    with np.errstate(over="ignore"):
+        rounded = safe.astype(scale_type).astype(np.float64)
+    if not np.isfinite(rounded).all():
+        raise ValueError(f"a scale of {np.abs(scales).max():.3g} overflows {scale_type}; store scales in a wider type")
+    return rounded
 
 
 def _codes(chunk: Array, scales: Array, bits: Bits) -> Array:

@@ -11,8 +11,8 @@ import numpy as np
 from catonnx.progress import Progress, silent
 from catonnx.runtime.divergence import ValueDifference
 from catonnx.runtime.feeds import Feeds
-from catonnx.runtime.recording import Comparison, Recording, check_finite, check_outputs, check_shape, runs
-from catonnx.runtime.sessions import open_session
+from catonnx.runtime.recording import Comparison, Recording, check_finite, check_outputs, check_shape
+from catonnx.runtime.running import Runnable, opened
 from catonnx.runtime.spool import Spool
 
 __all__ = ["Comparison", "SiteDifference", "SitePair", "compare_models", "first_difference"]
@@ -92,8 +92,8 @@ def compare_models(
 
 
 def first_difference(
-    reference_path: str | Path,
-    candidate_path: str | Path,
+    reference: Runnable,
+    candidate: Runnable,
     pairs: Sequence[SitePair],
     feeds: Sequence[Feeds],
     tolerance: float,
@@ -110,24 +110,25 @@ def first_difference(
     Raises:
         CalibrationError, VerificationError, ModelError, OutputError: as `compare_models`.
     """
+    if not pairs:  # all that was changed lies in bodies
+        return None
     with Spool(scratch) as spool:
         names = [pair.reference for pair in pairs]
-        session = open_session(reference_path, provider=provider, config=reference_config)
-        check_outputs(names, session, reference_path)
-        for index, values in enumerate(runs(session, names, feeds)):
-            check_finite(names, values, index)
-            spool.put(index, [pair.expected(value) for pair, value in zip(pairs, values, strict=True)])
-        del session  # never two at once
+        with opened(reference, provider=provider, config=reference_config) as model:
+            check_outputs(names, model, reference)
+            for index, values in enumerate(model.run(feeds, names)):
+                check_finite(names, values, index)
+                spool.put(index, [pair.expected(value) for pair, value in zip(pairs, values, strict=True)])
 
         names = [pair.candidate for pair in pairs]
-        session = open_session(candidate_path, provider=provider, config=candidate_config)
-        check_outputs(names, session, candidate_path)
         differences = [ValueDifference() for _ in pairs]
-        for index, values in enumerate(runs(session, names, feeds)):
-            for position, pair in enumerate(pairs):
-                reference = spool.get(index, position)
-                check_shape(reference, values[position], pair.name)
-                differences[position].add(reference, values[position])
+        with opened(candidate, provider=provider, config=candidate_config) as model:
+            check_outputs(names, model, candidate)
+            for index, values in enumerate(model.run(feeds, names)):
+                for position, pair in enumerate(pairs):
+                    expected = spool.get(index, position)
+                    check_shape(expected, values[position], pair.name)
+                    differences[position].add(expected, values[position])
     for pair, difference in zip(pairs, differences, strict=True):
         if not difference.relative_l2 <= tolerance:
             return SiteDifference(pair.name, difference.relative_l2)

@@ -13,6 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from catonnx.errors import CalibrationError, ModelError
+from catonnx.graph.twin import needs_twin
 from catonnx.progress import Progress, silent
 from catonnx.runtime.decoding import LOGITS
 from catonnx.runtime.divergence import LogitDifference, json_number, mean_cosine, negative_log_likelihood
@@ -40,6 +41,7 @@ class Evaluation:
         prefill_tokens_per_second: One whole row at once.
         decode_tokens_per_second: Token after token.
         disk_bytes: The model file and all of its external data.
+        float32_twin: Whether its float32 twin ran in place of a bfloat16 model (`graph.twin`); it has no speed then.
     """
 
     rows: int
@@ -51,6 +53,7 @@ class Evaluation:
     prefill_tokens_per_second: float | None
     decode_tokens_per_second: float | None
     disk_bytes: int
+    float32_twin: bool = False
 
     def to_json(self) -> dict[str, object]:
         """Return the figures in JSON's types; a figure that is not finite becomes None."""
@@ -85,7 +88,8 @@ def evaluate(
         against_config: Those of the other model.
         threads: Threads of ONNX Runtime; all cores unless given.
         speed: Measure tokens per second too.
-        scratch: Folder for the other model's outputs (100 MB for 512 tokens of a vocabulary of 49152).
+        scratch: Folder for the other model's outputs (100 MB for 512 tokens of a vocabulary of 49152), and for the
+            float32 twins of bfloat16 models.
         progress: Told of every run.
 
     Raises:
@@ -95,13 +99,16 @@ def evaluate(
     """
     if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] < 2:
         raise CalibrationError(f"cannot evaluate on token rows of shape {list(rows.shape)}", hint="give a longer text")
-    size = disk_bytes(model_path)
+    size, twin = disk_bytes(model_path), needs_twin(Path(model_path))
+    timed = speed and not twin  # a twin has a speed of its own
     steps = len(rows) * (1 if against is None else 2)
     with Spool(scratch) as spool:
         against_names: list[str] = []
         against_perplexity = None
         if against is not None:
-            other = _Subject.of(open_session(against, provider=provider, config=against_config, threads=threads))
+            other = _Subject.of(
+                open_session(against, provider=provider, config=against_config, threads=threads, scratch=scratch)
+            )
 
             def keep(index: int, values: Sequence[np.ndarray]) -> None:
                 spool.put(index, values)
@@ -110,7 +117,9 @@ def evaluate(
             against_names, against_perplexity = other.names, other.pass_over(rows, keep)
             del other  # its session must be gone before the next one opens
 
-        subject = _Subject.of(open_session(model_path, provider=provider, config=config, threads=threads))
+        subject = _Subject.of(
+            open_session(model_path, provider=provider, config=config, threads=threads, scratch=scratch)
+        )
         if against is not None and against_names != subject.names:
             raise CalibrationError(
                 f"the models give different outputs: {', '.join(subject.names)} and {', '.join(against_names)}",
@@ -132,9 +141,10 @@ def evaluate(
             kl_nats=difference.logits.kl_nats if difference.logits.positions else None,
             top1_agreement=difference.logits.top1_agreement if difference.logits.positions else None,
             cosine=difference.mean_cosines(),
-            prefill_tokens_per_second=prefill_speed(subject.session, subject.spec, rows[0]) if speed else None,
-            decode_tokens_per_second=decode_speed(subject.session, subject.spec, rows[0]) if speed else None,
+            prefill_tokens_per_second=prefill_speed(subject.session, subject.spec, rows[0]) if timed else None,
+            decode_tokens_per_second=decode_speed(subject.session, subject.spec, rows[0]) if timed else None,
             disk_bytes=size,
+            float32_twin=twin,
         )
 
 
@@ -168,7 +178,7 @@ class _Subject:
 
     @classmethod
     def of(cls, session: InferenceSession) -> _Subject:
-        names = compared_outputs(session)
+        names = compared_outputs(node.name for node in session.get_outputs())
         return cls(session, InputSpec.from_session(session), [LOGITS] if LOGITS in names else names)
 
     def run(self, tokens: np.ndarray) -> list[np.ndarray]:

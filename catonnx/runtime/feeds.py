@@ -53,7 +53,7 @@ def model_inputs(session: InferenceSession) -> tuple[ModelInput, ...]:
 
 
 def graph_inputs(model: ir.Model) -> tuple[ModelInput, ...]:
-    """Return the same as `model_inputs`, read from a graph.
+    """Return the same as `model_inputs`, read from a graph; what is bfloat16 is fed in float32, to its twin.
 
     Raises:
         CalibrationError: an input is no tensor of a known rank, or of a dtype that numpy cannot hold.
@@ -63,7 +63,8 @@ def graph_inputs(model: ir.Model) -> tuple[ModelInput, ...]:
         if value.dtype is None or value.shape is None:
             raise CalibrationError("the type or shape of an input is not declared", where=f"input {value.name}")
         dims = tuple(dim if isinstance(dim, int) and dim >= 0 else None for dim in value.shape)
-        inputs.append(ModelInput(str(value.name), np.dtype(value.dtype.numpy()), dims))
+        dtype = ir.DataType.FLOAT if value.dtype == ir.DataType.BFLOAT16 else value.dtype
+        inputs.append(ModelInput(str(value.name), np.dtype(dtype.numpy()), dims))
     return tuple(inputs)
 
 

@@ -58,7 +58,11 @@ def fused_ops(
     with tempfile.TemporaryDirectory(prefix="catonnx-", dir=folder) as scratch:
         path = Path(scratch) / "optimized.onnx"
         session = open_session(
-            model_path, provider=provider, config=WRITE_OPTIMIZED | dict(config or {}), optimized_path=path
+            model_path,
+            provider=provider,
+            config=WRITE_OPTIMIZED | dict(config or {}),
+            optimized_path=path,
+            scratch=scratch,
         )
         del session
         return read_optimized(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +58,11 @@ class Live:
             return kept
         value: np.ndarray = np.load(kept)
         return value
+
+    def held(self) -> Iterator[tuple[tuple[Way, str, int], np.ndarray]]:
+        """Yield way, name and sample of every value that is not an input, and the value."""
+        for key, kept in self._held.items():
+            yield key, kept if isinstance(kept, np.ndarray) else np.load(kept)
 
     def put(self, way: Way, name: str, sample: int, value: np.ndarray) -> None:
         """Keep a value.

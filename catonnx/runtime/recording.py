@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from catonnx.errors import CalibrationError, VerificationError
 from catonnx.progress import Progress, silent
-from catonnx.runtime.decoding import LOGITS, Decoder
+from catonnx.runtime.decoding import LOGITS, present_name
 from catonnx.runtime.divergence import LogitDifference, ValueDifference, json_number
-from catonnx.runtime.feeds import Feeds, InputSpec, check_feeds, model_inputs
-from catonnx.runtime.sessions import open_session, run
+from catonnx.runtime.feeds import Feeds, InputSpec
+from catonnx.runtime.fusion import OptimizedGraph
+from catonnx.runtime.running import Runnable, Running, Unwritten, opened
 from catonnx.runtime.spool import Spool
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class Recording:
 
     def __init__(
         self,
-        reference: str | Path,
+        reference: Runnable,
         feeds: Sequence[Feeds],
         *,
         outputs: Sequence[str] | None = None,
@@ -108,6 +105,7 @@ class Recording:
         self._reference, self._config = reference, config
         self._feeds, self._outputs, self._continued = feeds, outputs, continued
         self._provider, self._threads, self._progress = provider, threads, progress
+        self._scratch = scratch
         self._spool = Spool(scratch)
 
     def __enter__(self) -> Recording:
@@ -123,96 +121,84 @@ class Recording:
         self._spool.__exit__()
 
     def _record(self) -> None:
-        session = open_session(self._reference, provider=self._provider, config=self._config, threads=self._threads)
-        names = self._outputs if self._outputs is not None else compared_outputs(session)
-        check_outputs(names, session, self._reference)
-        self._names = _numbers(names, session)
-        elements = 0
-        for index, values in enumerate(runs(session, self._names, self._feeds)):
-            check_finite(self._names, values, index)
-            self._spool.put(index, values)
-            elements += sum(value.size for value in values)
-            self._progress("run the reference", index + 1, len(self._feeds))
-        if not elements:
-            raise CalibrationError(
-                "the model gives no number to compare",
-                where=", ".join(self._names) or "its outputs are neither numbers nor flags",
-                hint="give inputs of more than zero rows",
-            )
-        if self._continued:
-            self._spool.put(len(self._feeds), [continued_logits(session, self._feeds[0])])
+        with opened(self._reference, provider=self._provider, config=self._config, threads=self._threads) as reference:
+            names = self._outputs if self._outputs is not None else compared_outputs(reference.outputs)
+            check_outputs(names, reference, self._reference)
+            self._names = [name for name in names if reference.outputs[name]]
+            elements = 0
+            for index, values in enumerate(reference.run(self._feeds, self._names)):
+                check_finite(self._names, values, index)
+                self._spool.put(index, values)
+                elements += sum(value.size for value in values)
+                self._progress("run the reference", index + 1, len(self._feeds))
+            if not elements:
+                raise CalibrationError(
+                    "the model gives no number to compare",
+                    where=", ".join(self._names) or "its outputs are neither numbers nor flags",
+                    hint="give inputs of more than zero rows",
+                )
+            if self._continued:
+                self._spool.put(len(self._feeds), [continued_logits(reference, self._feeds[0])])
 
     def compare(
-        self, candidate: str | Path, *, config: Mapping[str, str] | None = None, optimized_path: Path | None = None
+        self,
+        candidate: Runnable,
+        *,
+        config: Mapping[str, str] | None = None,
+        see: Callable[[OptimizedGraph], None] | None = None,
     ) -> Comparison:
         """Run a candidate on the same samples.
 
         Args:
             candidate: The model to judge.
             config: Session configuration entries.
-            optimized_path: Where ONNX Runtime writes the graph that it really runs.
+            see: Told what ONNX Runtime really runs, in one or several parts.
 
         Raises:
             VerificationError: it lacks an output or gives it another shape.
             ModelError: it does not load or run.
         """
-        session = open_session(
+        differences = {name: ValueDifference() for name in self._names}
+        logits = LogitDifference() if LOGITS in self._names else None
+        with opened(
             candidate,
             provider=self._provider,
             config=config,
             threads=self._threads,
-            optimized_path=optimized_path,
-        )
-        check_outputs(self._names, session, candidate)
-        differences = {name: ValueDifference() for name in self._names}
-        logits = LogitDifference() if LOGITS in self._names else None
-        for index, values in enumerate(runs(session, self._names, self._feeds)):
-            for position, name in enumerate(self._names):
-                reference, actual = self._spool.get(index, position), values[position]
-                check_shape(reference, actual, name)
-                differences[name].add(reference, actual)
-                if logits and name == LOGITS:
-                    logits.add(reference, actual)
-            self._progress("compare", index + 1, len(self._feeds))
-        if self._continued:
-            differences[CONTINUED] = ValueDifference()
-            differences[CONTINUED].add(self._spool.get(len(self._feeds), 0), continued_logits(session, self._feeds[0]))
+            scratch=self._scratch,
+            see=see,
+        ) as judged:
+            check_outputs(self._names, judged, candidate)
+            for index, values in enumerate(judged.run(self._feeds, self._names)):
+                for position, name in enumerate(self._names):
+                    reference, actual = self._spool.get(index, position), values[position]
+                    check_shape(reference, actual, name)
+                    differences[name].add(reference, actual)
+                    if logits and name == LOGITS:
+                        logits.add(reference, actual)
+                self._progress("compare", index + 1, len(self._feeds))
+            if self._continued:
+                actual = continued_logits(judged, self._feeds[0])
+                differences[CONTINUED] = ValueDifference()
+                differences[CONTINUED].add(self._spool.get(len(self._feeds), 0), actual)
         return Comparison(differences, logits)
 
 
-def continued_logits(session: InferenceSession, feeds: Feeds) -> np.ndarray:
+def continued_logits(model: Running, feeds: Feeds) -> np.ndarray:
     """Return the logits of the first tokens of a sample, fed in two pieces through the model's own cache."""
-    tokens = feeds["input_ids"][:1, :_CONTINUED_TOKENS]
-    decoder = Decoder(session, InputSpec.from_session(session))
+    spec, tokens = InputSpec.of(tuple(model.inputs)), feeds["input_ids"][:1, :_CONTINUED_TOKENS]
     half = tokens.shape[1] // 2
-    return np.concatenate([decoder.step(piece) for piece in (tokens[:, :half], tokens[:, half:])], axis=1)
+    presents = [present_name(name, set(model.outputs)) for name in spec.past_names]
+    [[first, *cache]] = model.run([spec.first_feeds(tokens[:, :half])], [LOGITS, *presents])
+    rest = spec.feeds(tokens[:, half:], half) | dict(zip(spec.past_names, cache, strict=True))
+    [[second]] = model.run([rest], [LOGITS])
+    return np.concatenate([first, second], axis=1)
 
 
-def compared_outputs(session: InferenceSession) -> list[str]:
+def compared_outputs(names: Iterable[str]) -> list[str]:
     """Return the outputs worth comparing: all but a language model's cache, which a transform may rightly change."""
-    names = [node.name for node in session.get_outputs()]
+    names = list(names)
     return [name for name in names if not name.startswith(("present.", "present_key_values."))] or names
-
-
-def _numbers(names: Sequence[str], session: InferenceSession) -> list[str]:
-    """Return those of the outputs that are tensors of numbers or flags: no texts, lists or dictionaries."""
-    types = {node.name: node.type for node in session.get_outputs()}
-    return [name for name in names if types[name].startswith("tensor(") and types[name] != "tensor(string)"]
-
-
-def runs(session: InferenceSession, names: Sequence[str], feeds: Sequence[Feeds]) -> Iterator[list[np.ndarray]]:
-    """Yield the values of `names` for each sample.
-
-    Raises:
-        CalibrationError: no feeds, or feeds that do not fit the inputs.
-        ModelError: ONNX Runtime failed.
-    """
-    if not feeds:
-        raise CalibrationError("there are no inputs to compare on", hint="give text, or inputs in an .npz file")
-    inputs = model_inputs(session)
-    for index, batch in enumerate(feeds):
-        check_feeds(batch, inputs, where=f"sample {index}")
-        yield run(session, names, batch)
 
 
 def check_finite(names: Sequence[str], values: Sequence[np.ndarray], sample: int) -> None:
@@ -222,12 +208,12 @@ def check_finite(names: Sequence[str], values: Sequence[np.ndarray], sample: int
             raise CalibrationError("the reference model gives NaN or Inf", where=f"{name}, sample {sample}")
 
 
-def check_outputs(names: Sequence[str], session: InferenceSession, path: str | Path) -> None:
+def check_outputs(names: Sequence[str], model: Running, where: Runnable) -> None:
     """Refuse a model without one of these outputs."""
-    present = {node.name for node in session.get_outputs()}
-    missing = [name for name in names if name not in present]
+    missing = [name for name in names if name not in model.outputs]
     if missing:
-        raise VerificationError(f"the model lacks the output {', '.join(missing)}", where=path)
+        where = where.path or where.folder if isinstance(where, Unwritten) else where
+        raise VerificationError(f"the model lacks the output {', '.join(missing)}", where=where)
 
 
 def check_shape(reference: np.ndarray, candidate: np.ndarray, name: str) -> None:

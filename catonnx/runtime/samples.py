@@ -40,7 +40,7 @@ def gather(
     """Return calibration inputs, one mapping per run.
 
     Args:
-        model_path: The model that they are for.
+        model_path: The model that they are for, in a folder of ours.
         model: Its graph.
         folder: Where its tokenizer.json and config.json lie.
         calibration: A .txt file (through the tokenizer), an .npz file of feeds, or `self`: text that the model writes.
@@ -72,7 +72,7 @@ def gather(
             hint="give --calibration FILE, a .txt (with tokenizer.json beside the model) or an .npz of feeds",
         )
     spec = InputSpec.of(inputs)
-    session = open_session(model_path, provider=provider)
+    session = open_session(model_path, provider=provider, scratch=model_path.parent)
     together = _fixed_batch(spec) or max(1, _TOKENS_WRITTEN_AT_ONCE // seq_len)
     rows = sample_text(
         session, spec, samples=samples, seq_len=seq_len, seed=seed, bos=bos, batch=together, progress=progress

@@ -6,6 +6,7 @@ ONNX Runtime itself is imported inside functions only: `import catonnx` works wi
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,9 @@ import numpy as np
 
 from catonnx.cores import usable_cores
 from catonnx.errors import CatonnxError, ModelError, OutputError, RuntimeUnavailableError, UsageError
+from catonnx.graph.load import naming
+from catonnx.graph.twin import needs_twin, write_twin
+from catonnx.runtime.spool import temporary_folder
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -125,9 +129,10 @@ def open_session(
     optimization: Optimization = "all",
     threads: int | None = None,
     optimized_path: str | Path | None = None,
+    scratch: str | Path | None = None,
     verbose: bool = False,
 ) -> InferenceSession:
-    """Open one inference session.
+    """Open one inference session. Where bfloat16 does not run a model's float32 twin does, see `graph.twin`.
 
     Args:
         path: The .onnx file; its external data is found beside it.
@@ -136,10 +141,13 @@ def open_session(
         optimization: How far ONNX Runtime may rewrite the graph; weight fusion needs "extended" or "all".
         threads: Threads of one operator; all cores that this process may use unless given.
         optimized_path: Where ONNX Runtime shall write the graph that it really runs.
+        scratch: Folder for a float32 twin, which stays there as long as the session; the system's temporary folder
+            unless given.
         verbose: Let ONNX Runtime log its warnings.
 
     Raises:
         ModelError: the model cannot be loaded: the message says why.
+        OutputError: its float32 twin cannot be written.
         RuntimeUnavailableError: ONNX Runtime or the provider is not there.
         UsageError: an unknown provider.
     """
@@ -161,13 +169,46 @@ def open_session(
     for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)
 
-    try:
-        # Without enable_fallback=0 a provider that fails to start is replaced by the CPU, with a line on stdout.
-        session = runtime.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
-    except runtime_errors() as error:
-        raise explain(error, path) from error
+    session = _open(path, options, wanted, scratch)
     if wanted[0] not in session.get_providers():
         raise _provider_missing(provider, "is installed but did not start")
+    return session
+
+
+def _open(path: Path, options: Any, providers: Sequence[str], scratch: str | Path | None) -> InferenceSession:
+    """Open a model; its float32 twin, if it holds bfloat16 that does not run or cannot be fed."""
+    try:
+        session = _opened(path, options, providers)
+    except runtime_errors() as error:
+        if "bfloat16" in str(error) or (path.suffix == ".onnx" and needs_twin(path)):
+            return _open_twin(path, options, providers, scratch)
+        raise explain(error, path) from error
+    if providers[0] not in session.get_providers():
+        return session  # whoever asked will say so
+    if any("bfloat16" in node.type for node in (*session.get_inputs(), *session.get_outputs())):
+        return _open_twin(path, options, providers, scratch)
+    return session
+
+
+def _opened(path: Path, options: Any, providers: Sequence[str]) -> InferenceSession:
+    # Without enable_fallback=0 a provider that fails to start is replaced by the CPU, with a line on stdout.
+    return import_onnxruntime().InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+
+
+def _open_twin(path: Path, options: Any, providers: Sequence[str], scratch: str | Path | None) -> InferenceSession:
+    folder = temporary_folder(scratch)
+    twin = Path(folder.name) / "twin.onnx"
+    try:
+        with naming(twin, path):
+            write_twin(path, twin)
+            try:
+                session = _opened(twin, options, providers)
+            except runtime_errors() as error:
+                raise explain(error, twin) from error
+    except BaseException:  # a Ctrl-C as well
+        folder.cleanup()
+        raise
+    weakref.finalize(session, folder.cleanup)  # until then ONNX Runtime may read from it
     return session
 
 

@@ -10,26 +10,22 @@ Memory holds one stage's weights and what is handed over between two stages, how
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import onnx_ir as ir
 
-from catonnx.errors import CalibrationError, CatonnxError
-from catonnx.graph.save import write_beside
+from catonnx.errors import CalibrationError
 from catonnx.graph.sites import Site
 from catonnx.graph.stages import Stage, Tap, check_weights
 from catonnx.progress import Progress, silent
+from catonnx.runtime.checkpoint import Checkpoint
 from catonnx.runtime.feeds import Feeds, check_feeds, graph_inputs
 from catonnx.runtime.live import Live, Way
-from catonnx.runtime.sessions import open_session, run
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+from catonnx.runtime.sessions import run
+from catonnx.runtime.stage_sessions import free_path, stage_session
 
 MEMORY = 1 << 29
 """Bytes of activations between stages that are held in memory; more go to files.
@@ -107,6 +103,7 @@ def run_stages(
     provider: str = "cpu",
     threads: int | None = None,
     memory: int = MEMORY,
+    checkpoint: Checkpoint | None = None,
     progress: Progress = silent,
 ) -> None:
     """Lead `feeds` through a model, and hand the activations of every site to `visit` on the way.
@@ -122,6 +119,8 @@ def run_stages(
         provider: "cpu" or "cuda".
         threads: Threads of ONNX Runtime; all cores unless given.
         memory: Bytes of activations to hold in memory before more of them go to files in `scratch`.
+        checkpoint: Keeps what waits between stages. Stages that it knows do not run again; their sites are visited all
+            the same, and must be decided without their rows.
         progress: Told of every stage.
 
     Raises:
@@ -141,16 +140,22 @@ def run_stages(
     ways: tuple[Way, ...] = ("float", "rounded") if paired else ("float",)
     decided: dict[Tap, Decision] = {}
     with Live(feeds, ways, scratch, memory) as live:
-        runner = _Runner(live, scratch, provider, threads)
+        runner = _Runner(live, provider, threads)
+        finished = checkpoint.restore(live) if checkpoint else -1
         for stage in stages:
             for tap in stage.arriving:
                 decided[tap] = visit(tap.site, Batches(tap, live))
                 linears = {linear.name: linear for linear in tap.site.selected}
                 check_weights(decided[tap].weights, linears, f"site {tap.site.name}")
-            for way in ways if stage.number else ("both",):
-                runner.run(stage, way, decided if way == "rounded" else {})
+            if stage.number > finished:
+                for way in ways if stage.number else ("both",):
+                    runner.run(stage, way, decided if way == "rounded" else {})
+                if checkpoint:
+                    checkpoint.save(stage.number, live)
             decided = {tap: decision for tap, decision in decided.items() if tap.last > stage.number}
             progress("run stages", stage.number + 1, len(stages))
+    if checkpoint:
+        checkpoint.clear()
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,6 @@ class _Runner:
     """Runs stages on all samples, with one session open at a time."""
 
     live: Live
-    scratch: Path
     provider: str
     threads: int | None
 
@@ -172,7 +176,15 @@ class _Runner:
         }
         outputs = [str(value.name) for value in stage.outputs]
         model = stage.model(self._arrays(stage, way, {}, 0), weights)
-        with self._session(model, f"stage {stage.number} of the model, {way} run") as session:
+        # Basic optimization: what it leaves out would make no stage faster than it takes to find.
+        with stage_session(
+            model,
+            free_path(self.live.folder.parent),
+            f"stage {stage.number} of the model, {way} run",
+            provider=self.provider,
+            optimization="basic",
+            threads=self.threads,
+        ) as session:
             for sample in range(self.live.samples):
                 values = run(session, outputs, self._arrays(stage, way, decided, sample))
                 self.live.forget(way, stage.ending, sample)
@@ -186,23 +198,6 @@ class _Runner:
             round_rows = decided[tap].round_rows if tap in decided else None
             arrays[tap.rows] = value if round_rows is None else _rounded(value, tap, round_rows)
         return arrays
-
-    @contextlib.contextmanager
-    def _session(self, model: ir.Model, what: str) -> Iterator[InferenceSession]:
-        _gather_tensors(model, self.scratch)
-        # In a folder of its own the model would not find external tensors: ONNX Runtime follows no ".." and no link.
-        path = self.live.folder.with_name(f"{self.live.folder.name}.onnx")
-        try:
-            write_beside(model, path)
-            for value in model.graph.initializers.values():
-                value.const_value = None  # a graph is made of cycles, which Python would free much later
-            # Basic optimization: what it leaves out would make no stage faster than it takes to find.
-            yield open_session(path, provider=self.provider, optimization="basic", threads=self.threads)
-        except CatonnxError as error:
-            raise error.moved(path, what) from error
-        finally:
-            path.unlink(missing_ok=True)
-            path.with_name(f"{path.name}_data").unlink(missing_ok=True)
 
 
 def _as_rows(value: np.ndarray, tap: Tap, where: str) -> np.ndarray:
@@ -226,16 +221,3 @@ def _rounded(value: np.ndarray, tap: Tap, round_rows: Callable[[np.ndarray], np.
             f"round_rows made {list(rounded.shape)} of {list(rows.shape)}; it must keep it (site {tap.site.name})"
         )
     return rounded.astype(value.dtype, copy=False).reshape(value.shape)
-
-
-def _gather_tensors(model: ir.Model, folder: Path) -> None:
-    """Let external tensors that lie elsewhere be written with a model in `folder`."""
-    for graph in (model.graph, *model.graph.subgraphs()):
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir).resolve() != folder.resolve():
-                value.const_value = ir.LazyTensor(_reader(tensor), dtype=tensor.dtype, shape=tensor.shape, cache=False)
-
-
-def _reader(tensor: ir.ExternalTensor) -> Callable[[], ir.TensorProtocol]:
-    return lambda: ir.Tensor(tensor.numpy(), dtype=tensor.dtype)

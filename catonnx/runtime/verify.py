@@ -8,23 +8,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from contextlib import AbstractContextManager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from catonnx.errors import VerificationError
 from catonnx.graph.edits import dequantizer
+from catonnx.graph.twin import holds_bfloat16, needs_twin
 from catonnx.progress import Progress, silent
 from catonnx.runtime.compare import Comparison, SitePair, first_difference
 from catonnx.runtime.decoding import LOGITS
 from catonnx.runtime.divergence import json_number
 from catonnx.runtime.feeds import Feeds
-from catonnx.runtime.fusion import WRITE_OPTIMIZED, read_optimized
+from catonnx.runtime.fusion import OptimizedGraph
 from catonnx.runtime.recording import Recording
+from catonnx.runtime.running import Runnable, Unwritten
 
 TOLERANCE = {"float": 1e-4, "double": 1e-4, "float16": 2e-2, "bfloat16": 2e-2}
 """Relative L2 allowed between the source's outputs and those of the transformed model, by type of the activations.
 
 In float32 the transforms themselves cost 1e-6 to 1e-5 on real models: another order of summation, nothing more."""
+
+_IN_FLOAT = {"session.disable_prepacking": "1"}
+"""Session configuration of models in float: packed, each weight stands in memory twice, for a run or two."""
 
 _LEVEL = "session.qdq_matmulnbits_accuracy_level"
 
@@ -47,7 +51,7 @@ class Verifier(AbstractContextManager["Verifier"]):
 
     def __init__(
         self,
-        reference: Path,
+        reference: Runnable,
         feeds: Sequence[Feeds],
         outputs: Sequence[str],
         *,
@@ -66,6 +70,7 @@ class Verifier(AbstractContextManager["Verifier"]):
             outputs=self._outputs,
             continued=self._continued,
             provider=self._provider,
+            config=_IN_FLOAT,
             scratch=self._scratch,
             progress=self._progress,
         )
@@ -76,23 +81,26 @@ class Verifier(AbstractContextManager["Verifier"]):
         self._recording.__exit__(*error)
 
     def check_equivalent(
-        self, transformed: Path, dtypes: Set[str], locate: Callable[[], tuple[Path, Path, Sequence[SitePair]]]
+        self,
+        transformed: Runnable,
+        dtypes: Set[str],
+        locate: Callable[[], tuple[Runnable, Runnable, Sequence[SitePair]]],
     ) -> dict[str, Any]:
         """Check that a model computes what the reference computes.
 
         Args:
             transformed: The rewritten model, not rounded.
             dtypes: Types of its activations; the coarsest sets the tolerance.
-            locate: Called on a difference: writes both models with the value at every site as an output, and says how
-                they correspond.
+            locate: Called on a difference: returns both models with the value at every site as an output, and how they
+                correspond.
 
         Returns:
-            The measured difference.
+            The measured difference, and whether float32 twins ran in place of bfloat16 models.
 
         Raises:
             VerificationError: naming the first site that differs.
         """
-        comparison = self._recording.compare(transformed)
+        comparison = self._recording.compare(transformed, config=_IN_FLOAT)
         tolerance = max(TOLERANCE.get(dtype, 1e-4) for dtype in dtypes)
         if not comparison.relative_l2 <= tolerance:
             before, after, pairs = locate()
@@ -105,13 +113,16 @@ class Verifier(AbstractContextManager["Verifier"]):
                 where=f"first at site {place.name}, {place.relative_l2:.1e}" if place else "behind the last site",
                 hint="catonnx is wrong here, or the model is not deterministic; --transform none changes no basis",
             )
-        return {"transform_relative_l2": json_number(comparison.relative_l2)}
+        return {
+            "transform_relative_l2": json_number(comparison.relative_l2),
+            "float32_twin": _runs_as_twin(transformed),
+        }
 
-    def check_deployed(self, path: Path, linears: Sequence[str], *, rounds_activations: bool) -> dict[str, Any]:
+    def check_deployed(self, result: Runnable, linears: Sequence[str], *, rounds_activations: bool) -> dict[str, Any]:
         """Load the saved model afresh, as a user's session would, and measure it.
 
         Args:
-            path: The result.
+            result: The saved model.
             linears: Names of the linears that were rounded.
             rounds_activations: The provider silently rounds activations to int8 here unless a session forbids it; both
                 ways are measured then.
@@ -122,23 +133,26 @@ class Verifier(AbstractContextManager["Verifier"]):
         Raises:
             VerificationError: if an output is not finite or has another shape.
         """
-        with TemporaryDirectory(dir=self._scratch) as folder:
-            optimized = Path(folder) / "optimized.onnx"
-            comparison = self._recording.compare(path, config=WRITE_OPTIMIZED, optimized_path=optimized)
-            graph = read_optimized(optimized)
+        graphs: list[OptimizedGraph] = []
+        comparison = self._recording.compare(result, see=graphs.append)
         figures = {"as deployed": _figures(comparison)}
         if rounds_activations:
-            exact = self._recording.compare(path, config={_LEVEL: "0"})
+            exact = self._recording.compare(result, config={_LEVEL: "0"})
             figures["exact activations"] = _figures(exact)
         # The source may hold quantized layers of its own; only ours count.
         ours = {dequantizer(name) for name in linears}
-        unfused = [node for node in graph.unfused if node in ours]
+        unfused = [node for graph in graphs for node in graph.unfused if node in ours]
+        products = sum(graph.operators[name] for graph in graphs for name in _LOW_BIT_PRODUCTS)
         return {
             "deployed": figures,
             "linears": len(linears),
-            "fused": min(len(linears) - len(unfused), sum(graph.operators[name] for name in _LOW_BIT_PRODUCTS)),
+            "fused": min(len(linears) - len(unfused), products),
             "not_fused": [f"{node}: ONNX Runtime dequantizes it at every run" for node in unfused],
         }
+
+
+def _runs_as_twin(model: Runnable) -> bool:
+    return holds_bfloat16(model.model) if isinstance(model, Unwritten) else needs_twin(Path(model))
 
 
 def _figures(comparison: Comparison) -> dict[str, Any]:

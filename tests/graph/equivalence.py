@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from catonnx.graph.absorb import Absorption, Permutable, trace
+from catonnx.graph.absorb import Absorption, Permutable
 from catonnx.graph.shapes import Shapes
-from catonnx.graph.sites import Selection, Site, find_sites
+from catonnx.graph.sharing import trace_sites
+from catonnx.graph.sites import Selection, find_sites
 from catonnx.math.factors import Blocks, Factor, Hadamard, Kronecker, Permutation, Scale
 from catonnx.math.hadamard import has_hadamard
 from catonnx.passes.absorb import Absorb, AbsorbedTransform
@@ -115,14 +116,17 @@ def rewritten(proto: onnx.ModelProto, random: np.random.Generator, *, change_cac
     assert not Canonicalize(everything)(model).modified, "a second Canonicalize found something"
     canonical = ir.to_proto(model)
     sites, shapes = find_sites(model.graph, everything).sites, Shapes(model.graph)
-    absorptions = {site: _trace(site, shapes, change_caches) for site in sites}
-    absorbing = [site for site in sites if _takes_something(absorptions[site]) and random.random() < 0.9]
+    named = trace_sites(sites, shapes, change_caches=change_caches)
+    absorptions = {site: named[site.name] for site in sites}
+    first = [site for site in sites if absorptions[site].peers[:1] in ((), (site,))]
+    absorbing = [site for site in first if _takes_something(absorptions[site]) and random.random() < 0.9]
     transforms = tuple(
         AbsorbedTransform(
             site,
             absorptions[site].writers,
             random_factors(random, absorptions[site]),
             absorptions[site].permutable,
+            tuple(other for other in absorptions[site].shared if other is not site),
         )
         for site in absorbing
     )
@@ -137,11 +141,6 @@ def rewritten(proto: onnx.ModelProto, random: np.random.Generator, *, change_cac
     for stage in (stages.canonical, stages.absorbed, stages.inserted):
         _check(stage)
     return stages
-
-
-def _trace(site: Site, shapes: Shapes, change_caches: bool) -> Absorption:
-    readers = frozenset(linear.node for linear in site.linears)
-    return trace(site.value, site.width, readers, shapes, change_caches=change_caches)
 
 
 def _takes_something(absorption: Absorption) -> bool:

@@ -91,7 +91,7 @@ def _site(graph: RandomGraph, flow: Flow) -> Flow:
     """One to three linears that read the value; sometimes two of them share a weight."""
     net, choose = graph.net, graph.choose
     width = choose.choice(WIDTHS)
-    readers = [linear(graph, flow, width) for _ in range(choose.choice((1, 1, 2, 3)))]
+    readers = [linear(graph, _other_rows(graph, flow), width) for _ in range(choose.choice((1, 1, 2, 3)))]
     if choose.random() < 0.1:
         shared = net.normal(flow.width, width)
         readers += [Flow(net.op("MatMul", flow.value, shared), width) for _ in range(2)]
@@ -99,6 +99,24 @@ def _site(graph: RandomGraph, flow: Flow) -> Flow:
     for other in readers[1:]:
         result = Flow(net.op("Add", result.value, other.value), width)
     return result
+
+
+def _other_rows(graph: RandomGraph, flow: Flow) -> Flow:
+    """The value itself or, now and then, its rows in another order, as the experts of a mixture read them."""
+    net, turned = graph.net, [[1], [0]]
+    match graph.choose.randrange(12):
+        case 0:
+            value = net.op("Gather", flow.value, net.constant([1, 0]), axis=0)
+        case 1:
+            value = net.op("GatherND", flow.value, net.constant(np.array(turned)))
+        case 2:
+            rows = net.op("Reshape", flow.value, net.constant([-1, flow.width]))
+            return Flow(split_axes(graph, rows, flow.value, [flow.width]), flow.width)
+        case 3:
+            value = net.op("Squeeze", net.op("Unsqueeze", flow.value, net.constant([0])), net.constant([0]))
+        case _:
+            return flow
+    return _watched(graph, Flow(value, flow.width))
 
 
 def spelled(graph: RandomGraph, array: np.ndarray) -> str:
@@ -236,6 +254,7 @@ def _pointwise(graph: RandomGraph, flow: Flow) -> Flow:
             "Relu",
             "Relu",
             "LeakyRelu",
+            "LeakyRelu",
             "Sigmoid",
             "Tanh",
             "Softplus",
@@ -246,8 +265,13 @@ def _pointwise(graph: RandomGraph, flow: Flow) -> Flow:
             "gelu",
             "clip",
             "cast",
+            "square",
         )
     )
+    if operator == "square":
+        positive = net.op("Relu", flow.value)
+        second = net.constant(2.0) if graph.choose.random() < 0.5 else positive
+        return Flow(net.op("Mul" if second is positive else "Pow", positive, second), flow.width)
     if operator == "gelu":
         return Flow(_gelu(graph, flow.value), flow.width)
     if operator == "clip":
@@ -336,8 +360,12 @@ def _parts(graph: RandomGraph, flow: Flow) -> Flow:
         stack = split_axes(graph, whole.value, flow.value, [width, 3] if turned else [3, width])
         axis = 3 if turned else 2
         if kind == "Gather":
-            indices = [net.constant(np.array(index)) for index in (0, choose.choice((1, -2)), 2)]
-            values = [net.op("Gather", stack, index, axis=axis) for index in indices]
+            indices = [0, choose.choice((1, -2)), 2]
+            if choose.random() < 0.3:  # a list of one index keeps the axis
+                kept = [net.op("Gather", stack, net.constant([index]), axis=axis) for index in indices]
+                values = [net.op("Squeeze", value, net.constant([axis])) for value in kept]
+            else:
+                values = [net.op("Gather", stack, net.constant(np.array(index)), axis=axis) for index in indices]
         else:
             names = net.ops("Split", stack, results=[net.name("part") for _ in range(3)], axis=axis, num_outputs=3)
             values = [net.op("Squeeze", name, net.constant([axis])) for name in names]
@@ -411,7 +439,9 @@ def _attention(graph: RandomGraph, flow: Flow) -> Flow:
         states = [_cached(graph, state, groups, depth) for state in states]
     keys, values = (_repeated(graph, state, repeats, heads, depth) for state in states)
     scores = net.op("MatMul", query, net.op("Transpose", keys, perm=[0, 1, 3, 2]))
-    mixed = net.op("MatMul", net.op("Softmax", scores, axis=-1), values)
+    weights = net.op("Softmax", scores, axis=-1)
+    product = _merged_product if choose.random() < 0.3 else _product
+    mixed = product(net, weights, values, heads, depth)
     return Flow(_joined(graph, mixed, heads * depth), heads * depth)
 
 
@@ -454,6 +484,21 @@ def _heads(graph: RandomGraph, flow: Flow, heads: int, depth: int) -> str:
         return net.op("Transpose", value, perm=[0, 3, 1, 2])
     value = split_axes(graph, flow.value, flow.value, [heads, depth])
     return net.op("Transpose", value, perm=[0, 2, 1, 3])
+
+
+def _product(net: Net, weights: str, values: str, *_: int) -> str:
+    return net.op("MatMul", weights, values)
+
+
+def _merged_product(net: Net, weights: str, values: str, heads: int, depth: int) -> str:
+    """The same with batch and heads on one axis, as Bloom's exports have it."""
+    batch, rows, columns = (net.op("Shape", weights, start=axis, end=axis + 1) for axis in (0, 2, 3))
+    both = net.op("Mul", batch, net.constant([heads]))
+    values = net.op("Expand", values, net.constant([1, heads, 1, 1]))
+    left = net.op("Reshape", weights, net.op("Concat", both, rows, columns, axis=0))
+    right = net.op("Reshape", values, net.op("Concat", both, net.constant([-1, depth]), axis=0))
+    apart = net.op("Concat", batch, net.constant([heads]), rows, net.constant([depth]), axis=0)
+    return net.op("Reshape", net.op("MatMul", left, right), apart)
 
 
 def _joined(graph: RandomGraph, value: str, width: int) -> str:

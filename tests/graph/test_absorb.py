@@ -34,7 +34,7 @@ def net_of(build: Build, *, after_linear: bool = True) -> Net:
 
 
 def described(absorption: Absorption) -> tuple[int, tuple[str, ...], list[tuple[str, int, bool]]]:
-    writers = [(writer.node.op_type, writer.index, writer.divides) for writer in absorption.writers]
+    writers = [(writer.node.op_type, writer.index, writer.power < 0) for writer in absorption.writers]
     return absorption.width, absorption.path, writers
 
 
@@ -77,6 +77,24 @@ TAKES: dict[str, tuple[Build, int, list[tuple[str, int, bool]]]] = {
     "a divisor takes the inverse": (lambda n, v: n.op("Div", v, n.vector(D)), 1, [("Div", 1, True)]),
     "Relu lets a scaling pass": (lambda n, v: n.op("Relu", bias(n, v)), 1, [*WHOLE, ("Add", 1, False)]),
     "LeakyRelu too": (lambda n, v: n.op("LeakyRelu", v, alpha=0.2), 1, WHOLE),
+    "a value times itself takes a root": (lambda n, v: n.op("Mul", v, v), 1, WHOLE),
+    "so does the square of Relu": (
+        lambda n, v: n.op("Pow", n.op("Relu", bias(n, v)), n.constant(2.0)),
+        1,
+        [*WHOLE, ("Add", 1, False)],
+    ),
+    "a square of squares, and what is squared a constant divides": (
+        lambda n, v: n.op(
+            "Pow", n.op("Pow", n.op("Div", v, n.vector(D)), n.constant([2])), n.constant(np.array([[1.5]]))
+        ),
+        1,
+        [("Div", 1, True)],
+    ),
+    "a square beside what is none": (
+        lambda n, v: n.op("Add", n.op("Mul", v, v), n.op("MatMul", n.op("Tanh", "x"), n.normal(4, D))),
+        1,
+        [*WHOLE, *WHOLE],
+    ),
     "Identity, Dropout and Cast let everything pass": (
         lambda n, v: n.op(
             "Cast",
@@ -190,7 +208,9 @@ REFUSES: dict[str, tuple[Build, str]] = {
     "an output further up": (lambda n, v: n.op("Relu", n.output(v)), "also an output"),
     "a residual stream": (lambda n, v: n.op("Add", v, n.op("Tanh", v)), "also read by"),
     "the value twice": (lambda n, v: n.op("Add", v, v), "reads the value twice"),
-    "its own square": (lambda n, v: n.op("Mul", v, v), "reads the value twice"),
+    "a power for each channel": (lambda n, v: n.op("Pow", v, n.vector(D)), "not one constant number"),
+    "a power that is computed": (lambda n, v: n.op("Pow", v, n.op("ReduceSum", "x")), "not one constant number"),
+    "a power of zero": (lambda n, v: n.op("Pow", v, n.constant(0.0)), "not one constant number"),
     "a curve": (lambda n, v: n.op("Gelu", v), "Gelu takes up nothing"),
     "SiLU": (lambda n, v: n.op("Mul", v, n.op("Sigmoid", v)), "no branch"),
     "one number added to all": (lambda n, v: n.op("Add", v, n.constant(0.5)), "adds one number"),

@@ -24,6 +24,7 @@ class Attention:
         cache: Whether keys and values are joined to graph inputs.
         fused: Whether values are a part of a fused projection, with a bias.
         turned: Whether the channels of a head lie before the heads in the projection.
+        merged: Whether heads and batch are one axis during the products, as in Bloom.
         attended: Whether values are weighted at all; if not, they are joined and read as they are.
     """
 
@@ -33,6 +34,7 @@ class Attention:
     cache: bool = False
     fused: bool = False
     turned: bool = False
+    merged: bool = False
     attended: bool = True
 
     @property
@@ -60,12 +62,24 @@ class Attention:
             query = net.op("MatMul", net.op("Unsqueeze", x, net.constant([1])), net.normal(self.heads, 8, 8))
             length = net.op("Shape", state, start=2, end=3)
             key = net.op("Expand", net.vector(8, 1), net.op("Concat", net.constant([8]), length, axis=0))
-            state = net.op("MatMul", net.op("Softmax", net.op("MatMul", query, key), axis=-1), state)
+            weights = net.op("Softmax", net.op("MatMul", query, key), axis=-1)
+            state = self._product(net, weights, state)
         joined = net.op(
             "Reshape", net.op("Transpose", state, perm=[0, 2, 1, 3]), net.constant([0, 0, self.heads * DEPTH])
         )
         net.output(net.op("MatMul", joined, net.normal(self.heads * DEPTH, 8), result="y"))
         return net
+
+    def _product(self, net: Net, weights: str, state: str) -> str:
+        if not self.merged:
+            return net.op("MatMul", weights, state)
+        heads = net.constant([self.heads])
+        batch, rows, columns = (net.op("Shape", weights, start=axis, end=axis + 1) for axis in (0, 2, 3))
+        both = net.op("Mul", batch, heads)
+        weights = net.op("Reshape", weights, net.op("Concat", both, rows, columns, axis=0))
+        state = net.op("Reshape", state, net.op("Concat", both, net.constant([-1, DEPTH]), axis=0))
+        apart = net.op("Concat", batch, heads, rows, net.constant([DEPTH]), axis=0)
+        return net.op("Reshape", net.op("MatMul", weights, state), apart)
 
     def _in_heads(self, net: Net, values: str) -> str:
         tail, order = ([DEPTH, self.groups], [0, 3, 1, 2]) if self.turned else ([self.groups, DEPTH], [0, 2, 1, 3])
@@ -104,6 +118,8 @@ HEADS_APART = [4 * group + channel for group in (0, 1) for channel in range(4)]
             [4 * g + c for g in range(3) for _ in range(2) for c in range(4)],
         ),
         (Attention(turned=True), 4, [2 * c + g for g in (0, 1) for c in range(4)]),
+        (Attention(merged=True), 4, HEADS_APART),
+        (Attention(merged=True, repeats=2, cache=True), 4, [*range(4), *range(4), *range(4, 8), *range(4, 8)]),
         (Attention(attended=False), 8, HEADS_APART),
         (Attention(cache=True, repeats=2, fused=True), 4, [*range(4), *range(4), *range(4, 8), *range(4, 8)]),
     ],

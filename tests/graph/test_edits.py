@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from catonnx.graph.edits import Names, Step, add_constant, float64_of, insert_before, set_folded
+from catonnx.graph.edits import Names, Step, add_constant, float64_of, insert_before, insert_behind, set_folded
 from tests.graph.builder import Net, run
 
 X = {"x": np.arange(8, dtype=np.float32).reshape(2, 4)}
@@ -93,3 +93,21 @@ def test_a_chain_stands_between_a_value_and_the_first_input_of_its_readers_only(
     np.testing.assert_array_equal(outputs["z"], array)
     assert [node.op_type for node in model.graph] == ["Mul", "Mul", "Gemm", "Relu"]
     assert len({node.name for node in model.graph}) == 4
+
+
+def test_a_chain_behind_a_node_takes_over_its_readers_its_name_and_its_place_as_an_output() -> None:
+    net = Net()
+    x = net.input("x", [4, 4])
+    net.output(net.op("Identity", x, result="y"))
+    net.output(net.op("Relu", "y", result="z"))
+    model = net.model()
+    names = Names(model.graph)
+    two = add_constant(model.graph, names, "two", np.array(2, np.float32))
+    steps = [Step("double", "Mul", (None, two), {}), Step("subtract", "Sub", (two, None), {})]
+    insert_behind(names, model.graph[0], steps)
+    array = np.arange(16, dtype=np.float32).reshape(4, 4)
+    outputs = run(model, {"x": array})
+    np.testing.assert_array_equal(outputs["y"], 2 - 2 * array)
+    np.testing.assert_array_equal(outputs["z"], np.maximum(2 - 2 * array, 0))
+    assert [node.op_type for node in model.graph] == ["Identity", "Mul", "Sub", "Relu"]
+    assert [value.name for value in model.graph.outputs] == ["y", "z"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -101,6 +103,26 @@ def test_a_reshape_that_mixes_rows_and_channels_is_not_crossed(
     width = int(np.prod(sizes))
     layout = Layout(axes, sizes, np.arange(width), np.zeros(width, np.int64))
     assert through_reshape(layout, shape_of(*before), new) is None
+
+
+def test_rows_merged_in_front_of_channels_can_be_told_apart_again() -> None:
+    apart, merged = shape_of(BATCH, 4, SEQ, 2), shape_of(Dim(4, ("batch",)), SEQ, 2)
+    layout = Layout((1, 3), (4, 2), np.arange(8)[::-1], np.repeat(range(4), 2))
+    moved = through_reshape(layout, merged, apart)
+    assert moved is not None
+    assert (moved.axes, moved.sizes, moved.merged) == ((0, 2), (4, 2), frozenset([0]))
+    assert not moved.is_same(dataclasses.replace(moved, merged=frozenset()))
+    assert moved.meets({0: range(4, 5)})  # nobody knows which channels these are
+    turned = through_transpose(moved, [1, 0, 2])
+    assert (turned.axes, turned.merged) == ((1, 2), frozenset([1]))
+    for other in (merged[:1], (Dim(1), *merged[1:])):
+        assert through_expand(moved, other, merged) is None
+    kept = through_expand(moved, merged, merged)
+    assert kept is not None
+    back = through_reshape(kept, apart, merged)
+    assert back is not None
+    assert back.is_same(layout)
+    assert through_reshape(moved, shape_of(BATCH, 2, SEQ, 4), merged) is None
 
 
 def test_a_repeat_ties_its_channels_and_cannot_be_crossed_for_a_part() -> None:

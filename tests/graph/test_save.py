@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 from catonnx.errors import OutputError
 from catonnx.graph import load
 from catonnx.graph.edits import Names, float64_of, set_folded
-from catonnx.graph.save import RESULT_MARK, copy_companions, staged, write_beside, write_model
+from catonnx.graph.save import copy_companions, write_beside, write_model
 from tests.graph.builder import Net, run
 
 X = {"x": np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)}
@@ -70,83 +69,6 @@ def test_a_folder_that_cannot_be_written_is_an_output_error(net: Net, tmp_path: 
     for write in (write_model, write_beside):
         with pytest.raises(OutputError, match="cannot be written"):
             write(net.model(), tmp_path / "nowhere" / "model.onnx")
-
-
-def test_the_output_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "out"
-    with staged(out, force=False) as stage:
-        (stage / "file").write_text("content")
-        assert not out.exists()
-    assert (out / "file").read_text() == "content"
-    assert list(out.parent.iterdir()) == [out]
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_nothing_is_left_when_the_block_fails(tmp_path: Path, error: type[BaseException]) -> None:
-    with contextlib.suppress(error), staged(tmp_path / "out", force=False) as stage:
-        (stage / "file").write_text("content")
-        raise error
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="No space left"), staged(tmp_path / "out", force=False):
-        raise OSError(28, "No space left on device")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_output_that_exists_is_refused_and_replaced_whole_with_force(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / RESULT_MARK).write_text("old")
-    with pytest.raises(OutputError, match=r"exists.*--force"), staged(out, force=False):
-        pytest.fail("the block must not run")
-    with contextlib.suppress(ValueError), staged(out, force=True) as stage:
-        (stage / "new").write_text("new")
-        raise ValueError
-    assert [path.name for path in out.iterdir()] == [RESULT_MARK]
-    with staged(out, force=True) as stage:
-        (stage / "new").write_text("new")
-        assert (out / RESULT_MARK).exists()
-    assert [path.name for path in out.iterdir()] == ["new"]
-    assert list(tmp_path.iterdir()) == [out]
-
-
-def test_a_folder_that_is_no_result_of_ours_is_not_replaced_with_force(tmp_path: Path) -> None:
-    out = tmp_path / "home"
-    out.mkdir()
-    with staged(out, force=True) as stage:
-        (stage / "mine").write_text("an empty folder may be replaced")
-    with pytest.raises(OutputError, match="no result of catonnx"), staged(out, force=True):
-        pytest.fail("the block must not run")
-    assert [path.name for path in out.iterdir()] == ["mine"]
-
-
-def test_a_file_in_the_place_of_the_output_is_never_replaced(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.write_text("mine")
-    with pytest.raises(OutputError, match="not a folder"), staged(out, force=True):
-        pytest.fail("the block must not run")
-    assert out.read_text() == "mine"
-
-
-def test_a_link_in_the_place_of_the_output_is_replaced_and_what_it_pointed_at_stays(tmp_path: Path) -> None:
-    target, out = tmp_path / "target", tmp_path / "out"
-    target.mkdir()
-    (target / "mine").write_text("mine")
-    out.symlink_to(target)
-    with staged(out, force=True) as stage:
-        (stage / "new").write_text("new")
-    assert (target / "mine").read_text() == "mine"
-    assert not out.is_symlink()
-    assert [path.name for path in out.iterdir()] == ["new"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "target"]
-
-
-def test_a_place_where_no_folder_can_be_made_is_an_output_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="nothing can be written"), staged(tmp_path / "file" / "out", force=False):
-        pytest.fail("the block must not run")
 
 
 def test_companions_go_along_but_not_the_model_and_nothing_is_overwritten(tmp_path: Path) -> None:

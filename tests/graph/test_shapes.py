@@ -214,6 +214,10 @@ LESS_COMMON: dict[str, tuple[str, list[Any], dict[str, Any], list[list[str] | No
     "largest index": ("ArgMax", ["x"], {"axis": -1, "keepdims": 0}, [["batch", "seq"]]),
     "smallest index": ("ArgMin", ["x"], {"axis": 1}, [["batch", "1", "12"]]),
     "nonzero": ("NonZero", ["x"], {}, [["3", "?"]]),
+    "found by indices": ("GatherND", ["x", [[0, 1], [1, 0], [0, 0]]], {}, [["3", "12"]]),
+    "found in every batch": ("GatherND", ["x", [[1], [0]]], {"batch_dims": 1}, [["2", "12"]]),
+    "found one by one": ("GatherElements", ["x", [[[1, 0]]]], {"axis": 2}, [["1", "1", "2"]]),
+    "put in one by one": ("ScatterElements", ["x", [[[1]]], np.ones((1, 1, 1))], {}, [["batch", "seq", "12"]]),
     "floor": ("Floor", ["x"], {}, [["batch", "seq", "12"]]),
     "bias and gelu": (f"{CONTRIB}:BiasGelu", ["x", np.ones(12)], {}, [["batch", "seq", "12"]]),
     "norm and sum": (

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_dtypes import bfloat16
 from numpy.typing import NDArray
 
 from catonnx.math.curvature import Curvature, Importance, Target, curvature
@@ -189,7 +190,7 @@ def test_order_of_channels_does_not_matter(seed: int, group_size: int | None, or
     toward=st.sampled_from(["identity", "diagonal"]),
     bits=st.sampled_from([4, 8]),
     signed=st.booleans(),
-    scale_dtype=st.sampled_from([np.float16, np.float32]),
+    scale_dtype=st.sampled_from([bfloat16, np.float16, np.float32]),
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(deadline=None)
@@ -287,7 +288,7 @@ def test_toward_the_diagonal_all_channels_are_damped_alike() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("scale_dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("scale_dtype", [bfloat16, np.float16, np.float32])
 @pytest.mark.parametrize("group_size", [24, None])  # 64 rows: the last group has 16
 @pytest.mark.parametrize("order", [True, False])
 def test_form(bits: Bits, scale_dtype: type[Any], group_size: int | None, order: bool) -> None:

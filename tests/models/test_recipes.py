@@ -105,6 +105,12 @@ def test_structure(name: str, opset: int, inputs: set[str], ops: dict[str, int])
         ("tiny-qwen2", {"Pow": 5, "Softmax": 2, "Sigmoid": 2}),
         ("tiny-qwen3", {"Pow": 9, "Softmax": 2, "Sigmoid": 2}),  # a norm for q and one for k in each layer
         ("tiny-qwen3-moe", {"Pow": 9, "TopK": 2, "NonZero": 8}),  # 4 experts gather their tokens in each layer
+        ("tiny-qwen2-moe", {"Pow": 5, "TopK": 2, "NonZero": 10, "Sigmoid": 12}),  # 5 experts and a gate in each layer
+        ("tiny-gpt-oss", {"Pow": 5, "TopK": 2, "Tile": 2, "Gemm": 2}),
+        ("tiny-mixtral", {"Pow": 5, "TopK": 2, "NonZero": 10, "Sigmoid": 8}),
+        ("tiny-nemotron", {"LayerNormalization": 5, "Softmax": 2, "Relu": 2}),
+        ("tiny-bloom", {"LayerNormalization": 6, "Softmax": 2, "Tanh": 2}),
+        ("tiny-falcon", {"LayerNormalization": 3, "Softmax": 2, "Erf": 2}),
         ("tiny-phi3", {"Pow": 5, "Softmax": 2, "Sigmoid": 2}),
         ("tiny-gemma2", {"Pow": 9, "Softmax": 2, "Tanh": 5}),  # 2 GELUs, 2 caps of scores, 1 of logits
         ("tiny-gemma3", {"Pow": 13, "Softmax": 2, "Tanh": 2}),

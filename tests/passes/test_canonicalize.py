@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from catonnx.graph.sites import Selection, find_sites
 from catonnx.passes.canonicalize import Canonicalize
@@ -42,6 +43,30 @@ SPELLINGS: dict[str, Callable[[Net, str], str]] = {
         "Gemm", n.op("Transpose", x), n.normal(5, 3), n.vector(4, 1), transB=1, alpha=0.5, beta=2.0
     ),
     "Gemm transA": lambda n, x: n.op("Gemm", x, n.normal(3, 5), n.vector(1, 5), transA=1, beta=0.5),
+    "one matrix in three axes": lambda n, x: n.op("MatMul", x, n.normal(1, 4, 5)),
+    "one matrix in four axes": lambda n, x: n.op(
+        "MatMul", x, n.op("Transpose", n.normal(1, 4, 1, 5), perm=[0, 2, 1, 3])
+    ),
+    "one matrix times one row": lambda n, x: n.op(
+        "MatMul", n.op("ReduceMax", x, n.constant([0]), keepdims=0), n.normal(1, 1, 4, 5)
+    ),
+    "one matrix times more axes": lambda n, x: n.op(
+        "MatMul", n.op("Unsqueeze", x, n.constant([0, 1])), n.normal(1, 4, 5)
+    ),
+    "on the left": lambda n, x: n.op("MatMul", n.normal(5, 3), x),
+    "on the left of more axes": lambda n, x: n.op("MatMul", n.normal(5, 3), n.op("Unsqueeze", x, n.constant([0, 1]))),
+    "on the left of one column": lambda n, x: n.op(
+        "MatMul", n.normal(5, 3), n.op("ReduceMax", x, n.constant([1]), keepdims=0)
+    ),
+    "on the left, transposed": lambda n, x: n.op("MatMul", n.op("Transpose", n.normal(3, 5)), x),
+    "on the left in three axes": lambda n, x: n.op("MatMul", n.normal(1, 5, 3), x),
+    "on the left in four axes of one column": lambda n, x: n.op(
+        "MatMul", n.normal(1, 1, 5, 3), n.op("ReduceMax", x, n.constant([1]), keepdims=0)
+    ),
+    "Gemm with a column": lambda n, x: n.op("Gemm", x, n.normal(4, 5), n.vector(3, 1), beta=2.0),
+    "Gemm with a row": lambda n, x: n.op("Gemm", x, n.normal(4, 5), n.vector(1, 5)),
+    "Gemm on the left with a column": lambda n, x: n.op("Gemm", n.normal(5, 3), x, n.vector(5, 1), alpha=0.5, beta=2.0),
+    "Gemm on the left": lambda n, x: n.op("Gemm", n.normal(5, 3), x),
     "Gemm with an activation as bias": lambda n, x: n.op("Gemm", x, n.normal(4, 4), x, alpha=2.0, beta=0.5),
 }
 
@@ -64,6 +89,26 @@ def test_every_spelling_becomes_one_and_computes_the_same(build: Callable[[Net, 
     name = net.outputs[0]
     # Measured 1e-7: alpha and beta are multiplied in float64 and rounded once.
     assert relative_error(run(net.proto(), X)[name], run(model, X)[name]) < 1e-6
+
+
+def test_a_bias_that_counts_for_nothing_is_not_read() -> None:
+    net = net_of(lambda n, x: n.op("Gemm", x, n.normal(4, 5), n.constant(np.full(5, np.nan)), beta=0.0))
+    model = net.model()
+    Canonicalize(HEAD)(model)
+    assert [len(node.inputs) for node in model.graph] == [2]
+    assert np.isfinite(run(model, X)[net.outputs[0]]).all()
+
+
+def test_a_head_on_the_left_is_left_as_it_is() -> None:
+    net = Net(seed=4)
+    x = net.input("x", [3, 4])
+    hidden = net.op("Relu", net.op("MatMul", x, net.normal(4, 4)))
+    net.output(net.op("MatMul", net.normal(6, 3), hidden))
+    model = net.model()
+    Canonicalize()(model)
+    assert [node.op_type for node in model.graph] == ["MatMul", "Relu", "MatMul"]
+    _, head = (site.linears[0] for site in find_sites(model.graph).sites)
+    assert "output head" in head.reason
 
 
 def test_nodes_that_only_spelled_a_weight_are_dropped() -> None:
@@ -120,3 +165,28 @@ def test_the_type_of_a_weight_stays(dtype: ir.DataType) -> None:
     assert weight.dtype == dtype
     assert weight.const_value is not None
     np.testing.assert_array_equal(weight.const_value.numpy(), np.full((4, 5), 0.5, dtype.numpy()))
+
+
+def test_branches_that_share_a_weight_go_on_to_share_it() -> None:
+    def branch(name: str) -> onnx.GraphProto:
+        nodes = [
+            helper.make_node("Gemm", ["x", "w_1"], [f"{name}_h"], f"{name}_turned", transB=1, alpha=0.5),
+            helper.make_node("MatMul", [f"{name}_h", "w_1"], [f"{name}_y"], f"{name}_plain"),
+        ]
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)])
+
+    net = Net(seed=4)
+    net.input("x", [3, 4])
+    assert net.normal(4, 4) == "w_1"
+    condition = net.constant(np.array(True))
+    net.output(net.op("If", condition, then_branch=branch("one"), else_branch=branch("two"), result="y"))
+    model = net.model()
+    assert Canonicalize(HEAD)(model).modified
+    nodes = [node for part in model.graph.subgraphs() for node in part]
+    weights = {str(node.name): node.inputs[1] for node in nodes}
+    assert weights["one_turned"] is weights["two_turned"]
+    assert weights["one_plain"] is weights["two_plain"]
+    assert weights["one_plain"] is not weights["one_turned"]
+    assert len([value for value in model.graph.initializers.values() if value.shape == (4, 4)]) == 2
+    assert not Canonicalize(HEAD)(model).modified, "a second run found something"
+    assert relative_error(run(net.proto(), X)["y"], run(model, X)["y"]) < 1e-6

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from catonnx.errors import CalibrationError, OutputError, VerificationError
-from catonnx.runtime import recording
+from catonnx.runtime import running
 from catonnx.runtime.compare import SitePair, compare_models, first_difference
 from catonnx.runtime.divergence import log_softmax
 from catonnx.runtime.feeds import InputSpec, token_feeds
@@ -83,7 +83,7 @@ def test_two_sessions_are_never_open_at_once(linear: Writer, monkeypatch: pytest
         alive.append(weakref.ref(session))
         return session
 
-    monkeypatch.setattr(recording, "open_session", counted)
+    monkeypatch.setattr(running, "open_session", counted)
     with Recording(linear(), vectors()) as recorded:
         for weight in (np.eye(4), 2 * np.eye(4)):
             recorded.compare(linear("candidate", weight))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from catonnx.cores import usable_cores
-from catonnx.errors import ModelError, RuntimeUnavailableError, UsageError
+from catonnx.errors import ModelError, OutputError, RuntimeUnavailableError, UsageError
 from catonnx.runtime import sessions
 from catonnx.runtime.sessions import available_providers, open_session, run
 
@@ -130,6 +132,43 @@ def test_without_onnxruntime(linear: Writer, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(RuntimeUnavailableError, match=r'pip install "catonnx\[cpu\]"'):
         open_session(linear())
+
+
+@pytest.fixture
+def half_linear(write_model: Writer) -> Path:
+    """A file with y = x W in bfloat16, which the CPU has no product for."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.BFLOAT16, [None, 4]) for name in "xy")
+    constants = {"w": np.eye(4, dtype=ml_dtypes.bfloat16)}
+    return write_model("half", [helper.make_node("MatMul", ["x", "w"], ["y"])], [x], [y], constants)
+
+
+def test_a_bfloat16_model_runs_as_its_float32_twin(half_linear: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    session = open_session(half_linear, scratch=scratch)
+    assert [value.type for value in (*session.get_inputs(), *session.get_outputs())] == ["tensor(float)"] * 2
+    x = np.full((1, 4), 1 + 2**-20, np.float32)
+    np.testing.assert_array_equal(run(session, ["y"], {"x": x})[0], x)
+    assert len(list(scratch.iterdir())) == 1
+    del session
+    gc.collect()
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_twin_that_does_not_load_goes_and_is_called_by_the_name_of_its_model(
+    write_model: Writer, tmp_path: Path
+) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.BFLOAT16, [None, 4]) for name in "xy")
+    path = write_model(
+        "custom", [helper.make_node("Fancy", ["x"], ["y"], domain="my.ops")], [x], [y], domains=["my.ops"]
+    )
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with pytest.raises(ModelError, match=r"my\.ops:Fancy .*custom\.onnx\)"):
+        open_session(path, scratch=scratch)
+    assert list(scratch.iterdir()) == []
+    with pytest.raises(OutputError, match="no temporary folder"):
+        open_session(path, scratch=tmp_path / "absent")
 
 
 def test_the_room_imports_without_onnxruntime() -> None:

@@ -17,7 +17,7 @@ from catonnx.graph.save import write_beside, write_model
 from catonnx.graph.segments import cut
 from catonnx.graph.sites import Selection, Site, find_sites
 from catonnx.recipe import Recipe
-from catonnx.runtime import stream
+from catonnx.runtime import stage_sessions
 from catonnx.runtime.sessions import open_session, run
 from catonnx.runtime.stream import Batches, Decision, run_stages
 from tests.graph.builder import Net
@@ -203,7 +203,7 @@ def test_one_session_is_open_at_a_time(chain: Chain, tmp_path: Path, monkeypatch
         sessions.append(weakref.ref(session))
         return session
 
-    monkeypatch.setattr(stream, "open_session", opening)
+    monkeypatch.setattr(stage_sessions, "open_session", opening)
     run_stages(chain.stages, feeds(3, 2), recorder()[1], scratch=tmp_path)
     assert len(sessions) == 5  # the part before the first site, and two stages twice
 
