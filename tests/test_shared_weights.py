@@ -63,7 +63,7 @@ WISHES: Mapping[str, tuple[int, dict[str, Any]]] = {
     "gptq": (4, {"rounding": "gptq"}),
     "sequential": (4, {"rounding": "sequential"}),
     "corrected bias": (4, {"correct_bias": True}),
-    "budget": (4, {"max_overhead": 0.4}),
+    "budget": (4, {"max_overhead": 0.15}),
     "some sites in 8 bits": (4, {"keep_8bit": 2}),
     "blocks": (4, {"block_size": 16}),
 }
