@@ -68,14 +68,32 @@ def decide(
         announce: Told who gets how many bits, if not all get 4.
         kept: As `make_plan` uses it.
     """
-    plan = make_plan(recipe, opened.sites, opened.absorptions, moments, selected_weights, kept)
-    plan = with_bits(plan, _named(recipe, opened.sites))
+    plan = make_plan(
+        recipe,
+        opened.sites,
+        opened.absorptions,
+        moments,
+        selected_weights,
+        kept,
+        tied=opened.tied,
+        leaders=opened.leaders,
+    )
+    wide = opened.tied if recipe.tied_embeddings == HIGHEST else frozenset[str]()
+    wide |= _named(recipe, opened.sites)
+    plan = with_bits(plan, wide | _followers(opened, {opened.leaders.get(name) for name in wide}))
     if not recipe.keep_8bit and recipe.target_bits is None:
         return plan
     predictions = predict(opened.sites, plan, moments, recipe, selected_weights)
     allotments = allot(recipe, plan, opened.sites, moments, predictions, selected_weights)
+    narrow = _followers(opened, {opened.leaders.get(row.site) for row in allotments if row.bits == LOWEST})
+    allotments = tuple(dataclasses.replace(row, bits=LOWEST) if row.site in narrow else row for row in allotments)
     announce(allotments)
     return with_bits(plan, {row.site for row in allotments if row.bits == HIGHEST})
+
+
+def _followers(opened: Opened, leaders: Set[str | None]) -> set[str]:
+    """Return the sites that share their weights with one of some sites."""
+    return {name for name, leader in opened.leaders.items() if leader in leaders}
 
 
 def _named(recipe: Recipe, sites: Sequence[Site]) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +15,8 @@ from catonnx.graph.edits import float64_of
 from catonnx.graph.residual import find_streams
 from catonnx.graph.shapes import Shapes
 from catonnx.graph.sharing import trace_sites
-from catonnx.graph.sites import Found, Linear, Selection, Site, find_sites
+from catonnx.graph.sites import INSIDE, Found, Linear, Selection, Site, find_sites
+from catonnx.graph.ties import TiedTable, shared_inside, shared_weights, tied_tables
 from catonnx.math.stream_rotation import StreamRotation
 from catonnx.passes.canonicalize import Canonicalize
 from catonnx.passes.rotate_stream import RotateStream
@@ -39,6 +40,9 @@ class Opened:
         absorptions: What the graph can take up before each of these, by name.
         recipe: The wish that it was opened for.
         turned: What became of its residual streams, for people; empty if they were not to be turned.
+        tables: Linears to be rounded whose weight an embedding shares, if the recipe wants it shared -> the table.
+        alike: Linears to be rounded whose weight other linears share -> a number for each such weight.
+        leaders: Sites of such linears -> the one whose plan they follow: weights stay alike if their bases do.
     """
 
     model: ir.Model
@@ -47,6 +51,14 @@ class Opened:
     absorptions: Mapping[str, Absorption]
     recipe: Recipe
     turned: tuple[str, ...] = ()
+    tables: Mapping[Linear, TiedTable] = dataclasses.field(default_factory=dict)
+    alike: Mapping[Linear, int] = dataclasses.field(default_factory=dict)
+    leaders: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def tied(self) -> frozenset[str]:
+        """Names of the sites that such linears read: they keep their basis, because the embedding has the same one."""
+        return frozenset(site.name for site in self.sites if not self.tables.keys().isdisjoint(site.selected))
 
     def left_alone(self) -> tuple[tuple[str, str, str], ...]:
         """Return (node, operator, reason) of everything that looks like a linear and is not rounded."""
@@ -64,9 +76,11 @@ def analyse(model: ir.Model, recipe: Recipe) -> Opened:
     Raises:
         UsageError: if the recipe wants the residual stream turned, and there is none that can be.
     """
-    selection = Selection(recipe.include, recipe.exclude, recipe.lm_head)
+    shares = recipe.tied_embeddings is not None
+    selection = Selection(recipe.include, recipe.exclude, recipe.lm_head or shares)
     Unfuse(selection)(model)
     Unstack(selection)(model)
+    tied, numbers = tied_tables(model.graph) if shares else (), shared_weights(model.graph)
     Canonicalize(selection)(model)
     found = find_sites(model.graph, selection)
     turned: tuple[str, ...] = ()
@@ -77,8 +91,14 @@ def analyse(model: ir.Model, recipe: Recipe) -> Opened:
     shapes = Shapes(model.graph)
     # A cache in another basis must be proven to fit the model that wrote it; where it cannot, it stays as it is.
     change_caches = recipe.caches == "transformed" and can_be_continued(model)
+    linears = {linear.node: linear for site in sites for linear in site.selected}
+    tables = {linears[table.product]: table for table in tied if table.product in linears}
+    numbers |= shared_inside((site for site in sites if site.inside), first=len(numbers))
+    alike = {linear: numbers[node] for node, linear in linears.items() if node in numbers}
+    opened = Opened(model, found, sites, {}, recipe, turned, tables, alike, _leaders(sites, alike))
     absorptions = trace_sites(found.sites, shapes, change_caches=change_caches)
-    return Opened(model, found, sites, absorptions, recipe, turned)
+    own = {name: _without_shared(name, absorption, opened) for name, absorption in absorptions.items()}
+    return dataclasses.replace(opened, absorptions=own)
 
 
 def _turn_streams(model: ir.Model, recipe: Recipe) -> tuple[str, ...]:
@@ -98,17 +118,51 @@ def _turn_streams(model: ir.Model, recipe: Recipe) -> tuple[str, ...]:
     return (*done, *twice, *left)
 
 
+def _leaders(sites: Sequence[Site], alike: Mapping[Linear, int]) -> dict[str, str]:
+    """Return sites that share weights, directly or through others -> one of them."""
+    leaders: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for site in sites:
+        for number in (alike[linear] for linear in site.selected if linear in alike):
+            own = leaders.setdefault(site.name, site.name)
+            other = leaders[first.setdefault(number, site.name)]
+            leaders |= {name: other for name, leader in leaders.items() if leader == own}
+    return leaders
+
+
+def _without_shared(name: str, absorption: Absorption, opened: Opened) -> Absorption:
+    """Return what can be absorbed where weights are shared: nothing that would make them differ."""
+    shared, permutable = {linear.node for linear in opened.alike}, absorption.permutable
+    if permutable is not None and any(writer.node in shared for writer in permutable.writers):
+        absorption = dataclasses.replace(absorption, permutable=None)
+    # What is absorbed for some is undone by their peers too, in weights that must stay as they are.
+    bound = {peer.name for peer in absorption.peers} & (opened.leaders.keys() | opened.tied)
+    if name in opened.leaders and absorption.reason != INSIDE:
+        reason = "its weights are shared with other sites"
+    elif bound or any(writer.node in shared for writer in absorption.writers):
+        reason = "it would change weights that sites share"
+    else:
+        return absorption
+    return dataclasses.replace(absorption, writers=(), width=0, caches=(), reason=reason, permutable=None, shared=())
+
+
 def check_something_to_do(opened: Opened) -> None:
     """Refuse a model without a linear that the recipe selects, and one that was optimized before.
 
     Raises:
         NothingToOptimizeError: naming the reasons why its linears are left alone.
+        UsageError: if embeddings are to be shared that are not tied.
     """
     if MARK in opened.model.metadata_props:
         # What is left in it are the output head and the matrices of our own transforms.
         raise NothingToOptimizeError(
             f"catonnx made this model already, with scheme {opened.model.metadata_props[MARK]}",
             hint="give the model that it was made from",
+        )
+    if opened.recipe.tied_embeddings is not None and not opened.tables:
+        raise UsageError(
+            "no table is shared by an embedding and a linear to be rounded, so tied_embeddings has nothing to share",
+            hint="leave it out; lm_head rounds an output head of its own",
         )
     if opened.sites:
         return

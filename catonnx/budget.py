@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -48,6 +49,7 @@ def affordable(
     moments: Mapping[str, Moments],
     weights_of: Callable[[Site], Sequence[np.ndarray]],
     plan_of: Callable[[Recipe, Site], SitePlan],
+    counts: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Recipe]:
     """Return for every site the recipe that it is planned with, so that all of them together fit `max_overhead`.
 
@@ -57,20 +59,25 @@ def affordable(
         moments: Of all sites.
         weights_of: Returns the weights [d, N] of a site that are rounded, float64.
         plan_of: Returns the plan of a site by a recipe, its activation's range not searched.
+        counts: How many sites get the plan of each; 1 if it is not said.
 
     Raises:
         UsageError: if even the cheapest variants cost more.
     """
     if recipe.max_overhead is None:
         return dict.fromkeys((site.name for site in sites), recipe)
-    allowed = recipe.max_overhead * sum(linear.inputs * linear.outputs for site in sites for linear in site.selected)
+    products = {site.name: sum(linear.inputs * linear.outputs for linear in site.selected) for site in sites}
+    allowed = recipe.max_overhead * sum(counts.get(name, 1) * product for name, product in products.items())
     ladders = {site.name: _ladder(recipe, site, moments, weights_of, plan_of) for site in sites}
-    while sum(ladder[0].cost for ladder in ladders.values()) > allowed:
+
+    def total() -> int:
+        return sum(counts.get(name, 1) * ladder[0].cost for name, ladder in ladders.items())
+
+    while total() > allowed:
         steps = [name for name, ladder in ladders.items() if len(ladder) > 1]
         if not steps:
-            least = sum(ladder[0].cost for ladder in ladders.values())
             raise UsageError(
-                f"max_overhead allows {allowed:.0f} multiply-adds a token, and {least} cannot be done without",
+                f"max_overhead allows {allowed:.0f} multiply-adds a token, and {total()} cannot be done without",
                 hint="allow more, or leave out what cannot be absorbed: online none",
             )
         cheapest = min(steps, key=lambda name: _price(*ladders[name][:2]))

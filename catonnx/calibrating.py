@@ -26,6 +26,9 @@ KEPT_ROWS = 512
 """Rows of every activation that calibration keeps, where ranges are searched or something is learned."""
 
 
+_JOINT = "joint moments"
+
+
 def calibration_feeds(
     reference: Path,
     source: load.Source,
@@ -98,19 +101,29 @@ def measure_sites(
         )
     except ModelError as error:
         raise error.within(work / load.COPY) from error
-    return _Seen(opened, measured, rows)
+    return _Seen(opened, measured, rows, Kept() if kept is None else kept)
 
 
 class _Seen(Mapping[str, Moments]):
-    """Moments of every site, of those too that calibration did not see."""
+    """Moments of every site, of those too that calibration did not see; sites that share weights have joint ones."""
 
-    def __init__(self, opened: Opened, measured: Mapping[str, Moments], rows: int) -> None:
-        self._opened, self._measured, self._rows = opened, measured, rows
+    def __init__(self, opened: Opened, measured: Mapping[str, Moments], rows: int, kept: Kept) -> None:
+        self._opened, self._measured, self._rows, self._kept = opened, measured, rows, kept
         self._sites = {site.name: site for site in opened.sites}
+        self._latest: dict[str, Moments] = {}
 
     def __getitem__(self, name: str) -> Moments:
         if self._sites[name].inside:  # nothing is fitted to what is assumed, so a diagonal does
             return Moments.unknown(self._sites[name].width, 1, self._rows)
+        leader = self._opened.leaders.get(name)
+        if leader is None:
+            return self._own(name)
+        if leader not in self._latest:
+            self._latest.clear()
+            self._latest[leader] = self._joint(leader)
+        return self._latest[leader]
+
+    def _own(self, name: str) -> Moments:
         own, peers = self._measured[name], self._opened.absorptions[name].peers
         if not own.assumed or not peers:
             return own
@@ -118,6 +131,16 @@ class _Seen(Mapping[str, Moments]):
         pooled = Moments.pooled([self._measured[site.name] for site in peers])
         pooled.assumed = True
         return pooled
+
+    def _joint(self, leader: str) -> Moments:
+        """Return the moments of all sites that follow one."""
+        arrays = self._kept.get(_JOINT, leader)
+        if arrays is not None:
+            return Moments.from_arrays(arrays)
+        joint = Moments.pooled([self._own(name) for name, other in self._opened.leaders.items() if other == leader])
+        if not joint.assumed:
+            self._kept.put(_JOINT, leader, joint.to_arrays())
+        return joint
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sites)

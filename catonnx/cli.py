@@ -45,6 +45,7 @@ from catonnx.options import (
     SeedOption,
     SeqLenOption,
     TargetBitsOption,
+    TiedEmbeddingsOption,
     TransformOption,
     VerboseOption,
 )
@@ -118,6 +119,7 @@ def inspect_command(
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     lm_head: LmHeadOption = False,
+    tied_embeddings: TiedEmbeddingsOption = None,
     provider: ProviderOption = _DEFAULT.provider,
     seed: SeedOption = _DEFAULT.seed,
     json_file: JsonOption = None,
@@ -188,6 +190,7 @@ def optimize_command(
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     lm_head: LmHeadOption = False,
+    tied_embeddings: TiedEmbeddingsOption = None,
     provider: ProviderOption = _DEFAULT.provider,
     seed: SeedOption = _DEFAULT.seed,
     report_json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report there too.")] = None,

@@ -152,9 +152,17 @@ def inspect(
             opened = analyse(load.load(reference), recipe)
             moments = _measured(opened, reference, source, work, recipe, progress)
         if plan is None and moments:
-            plan = make_plan(recipe, opened.sites, opened.absorptions, moments, selected_weights)
+            plan = make_plan(
+                recipe,
+                opened.sites,
+                opened.absorptions,
+                moments,
+                selected_weights,
+                tied=opened.tied,
+                leaders=opened.leaders,
+            )
         if plan is not None:
-            check_plan(plan, opened.sites, opened.absorptions)
+            check_plan(plan, opened.sites, opened.absorptions, opened.tied)
         figures = _figures(opened, plan, moments, recipe) if plan is not None else {}
         sites = tuple(_view(site, opened.absorptions[site.name], plan, figures.get(site.name)) for site in opened.sites)
         return Inspection(str(model), source.digest, sites, opened.left_alone(), plan is not None)

@@ -147,6 +147,14 @@ ExcludeOption = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Leave linears with such names in float; repeatable.")
 ]
 LmHeadOption = Annotated[bool, typer.Option("--lm-head", help="Round the output head too.")]
+TiedEmbeddingsOption = Annotated[
+    Literal["4", "8"] | None,
+    typer.Option(
+        metavar="N",
+        help="Bits of a table that embedding and output head share; stored once for both.",
+        show_default="in float",
+    ),
+]
 SamplesOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Sequences of text.", show_default=str(_DEFAULT.samples))
 ]

@@ -56,11 +56,14 @@ def observer(
     plans = plan.by_site()
     site_of = {linear: site.name for site in opened.sites for linear in site.selected}
     latest: dict[str, _SeenSite] = {}
+    counted: set[bytes] = set()
 
     def observe(linear: Linear, weight: np.ndarray, quantized: QuantizedWeight) -> None:
         name = site_of[linear]
         total = rounded.setdefault(name, RoundedSite())
-        total.size += (quantized.codes.size * quantized.bits + 7) // 8 + quantized.scales.nbytes
+        if quantized.digest not in counted:  # else linears share it
+            counted.add(quantized.digest)
+            total.size += (quantized.codes.size * quantized.bits + 7) // 8 + quantized.scales.nbytes
         if name not in moments:
             return
         if name not in latest:
@@ -94,8 +97,9 @@ def rows_of(
     plans = plan.by_site()
     rows = []
     for site in opened.sites:
-        own, prediction, result = plans[site.name], predictions.get(site.name), rounded.get(site.name, RoundedSite())
+        own, prediction = plans[site.name], predictions.get(site.name)
         size = int(sum(linear.inputs * linear.outputs for linear in site.selected) * site.dtype.itemsize)
+        result = rounded.get(site.name, RoundedSite(size=size))
         rows.append(
             SiteRow(
                 site=site.name,
@@ -111,7 +115,7 @@ def rows_of(
                 bits=own.bits,
                 activation="" if own.grid is None else describe_grid(own.grid),
                 bytes_before=size,
-                bytes_after=result.size or size,
+                bytes_after=result.size,
             )
         )
     return tuple(rows)

@@ -108,7 +108,7 @@ def optimize(
             check_types(opened)
             check_weights(opened)
             if plan is not None:
-                check_plan(plan, opened.sites, opened.absorptions)
+                check_plan(plan, opened.sites, opened.absorptions, opened.tied)
                 check_form(plan, recipe, opened.sites)
         graph_model, linears = opened.model, tuple(linear for site in opened.sites for linear in site.selected)
 

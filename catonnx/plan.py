@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +43,9 @@ WIDEST_FREE_BLOCK = 128
 
 _BLOCKED = ("cat", "wush")
 """Transforms that are fitted in blocks."""
+
+_UNCHANGED: Mapping[str, Any] = {"transform": "none", "permute": False, "refine": False}
+"""What a recipe says of a site that keeps its basis."""
 
 _UNSEEN = f"{INSIDE}, where no calibration data reaches it: rounded in its own basis"
 """What is said of a site in a body. A Hadamard matrix needs no data but does harm to weights alone: on tiny Whisper and
@@ -88,6 +94,9 @@ def make_plan(
     moments: Mapping[str, Moments],
     weights_of: Callable[[Site], Sequence[np.ndarray]],
     kept: Kept | None = None,
+    *,
+    tied: Set[str] = frozenset(),
+    leaders: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """Choose the transform of every site.
 
@@ -98,6 +107,8 @@ def make_plan(
         moments: Their moments, by site name; needed if `recipe.needs_moments`.
         weights_of: Returns the weights [d, N] that read a site and are rounded, float64.
         kept: Takes down every site once it is settled; those in it are settled already.
+        tied: Names of sites that keep their basis, because an embedding shares the weight.
+        leaders: Sites that share weights -> the one whose plan they follow; their moments are joint.
 
     Raises:
         CalibrationError: if moments are missing or so ill-conditioned that no damping helps.
@@ -106,22 +117,27 @@ def make_plan(
     if recipe.learns:  # each site by itself
         absorptions = {name: _alone(absorption) for name, absorption in absorptions.items()}
     fitted: dict[tuple[str, int], list[Factor]] = {}  # the latest: a Hadamard matrix behind them changes nothing
-    shared: dict[tuple[str, int], list[Factor]] = {}
+    together: dict[tuple[str, int], list[Factor]] = {}
 
     def fit(wish: Recipe, site: Site, block: int) -> list[Factor]:
         absorption = absorptions[site.name]
         if absorption.peers and (absorption.width >= block or (wish.permute and absorption.permutes)):
             key = absorption.peers[0].name, block
-            if key not in shared:
-                shared[key] = fit_together(wish, absorption.peers, absorption, moments, weights_of, block)
-            return list(shared[key])
+            if key not in together:
+                together[key] = fit_together(wish, absorption.peers, absorption, moments, weights_of, block)
+            return list(together[key])
         if (site.name, block) not in fitted:
             fitted.clear()
             fitted[site.name, block] = fit_factors(wish, site, absorption, moments.get(site.name), weights_of, block)
         return list(fitted[site.name, block])
 
+    def own(wish: Recipe, site: Site) -> Recipe:
+        return dataclasses.replace(wish, **_UNCHANGED) if site.name in tied else wish
+
     def outline(wish: Recipe, site: Site) -> SitePlan:
+        wish = own(wish, site)
         factors, notes = _factors(wish, site, absorptions[site.name], moments.get(site.name), fit)
+        notes += ["no transform: the embedding shares its table"] if site.name in tied else []
         grid, note = open_grid(wish, site.width) if not site.inside else (None, "")
         placed = _place(wish, site, absorptions[site.name], factors, [*notes, *([note] if note else [])])
         return dataclasses.replace(placed, grid=grid)
@@ -130,19 +146,24 @@ def make_plan(
         arrays = kept.get("plan", site.name)
         if arrays is None:
             absorption, seen = absorptions[site.name], moments.get(site.name)
-            plan = _finished(recipe, site, absorption, outline(wishes[site.name], site), seen, weights_of)
+            outlined = outline(wishes[site.name], site)
+            plan = _finished(own(recipe, site), site, absorption, outlined, seen, weights_of)
             kept.put("plan", site.name, Plan((plan,)).to_arrays())
             return plan
         return Plan.from_arrays(arrays).sites[0]
 
-    wishes = affordable(recipe, sites, moments, weights_of, outline)
-    for site in sites:
+    names = [leaders.get(site.name, site.name) for site in sites]
+    first = [site for site, name in zip(sites, names, strict=True) if site.name == name]
+    wishes = affordable(recipe, first, moments, weights_of, outline, Counter(names))
+    for site in first:
         # What is shared must be absorbed by all or none: they take the cheapest of their wishes.
         peers = absorptions[site.name].peers
         if any(wishes[peer.name] != wishes[site.name] for peer in peers):
             cheapest = min(peers, key=lambda peer: online_multiply_adds(outline(wishes[peer.name], peer)))
             wishes |= dict.fromkeys((peer.name for peer in peers), wishes[cheapest.name])
-    return Plan(tuple(settled(site) for site in sites))
+    plans = {site.name: settled(site) for site in first}
+    named = zip(sites, names, strict=True)
+    return Plan(tuple(dataclasses.replace(plans[name], site=site.name) for site, name in named))
 
 
 def _alone(absorption: Absorption) -> Absorption:
@@ -277,8 +298,10 @@ def check_form(plan: Plan, recipe: Recipe, sites: Sequence[Site]) -> None:
         )
 
 
-def check_plan(plan: Plan, sites: Sequence[Site], absorptions: Mapping[str, Absorption]) -> None:
-    """Refuse a plan that is for other sites, or absorbs what the graph cannot take up.
+def check_plan(
+    plan: Plan, sites: Sequence[Site], absorptions: Mapping[str, Absorption], tied: Set[str] = frozenset()
+) -> None:
+    """Refuse a plan that is for other sites, absorbs what the graph cannot take up, or changes a `tied` basis.
 
     Raises:
         UsageError: naming the site.
@@ -298,6 +321,12 @@ def check_plan(plan: Plan, sites: Sequence[Site], absorptions: Mapping[str, Abso
             raise UsageError(f"the plan changes a basis {INSIDE}", where=f"site {site.name}")
         if any(factor.width != site.width for factor in item.factors):
             raise UsageError(f"the plan is for another width than {site.width}", where=f"site {site.name}")
+        if item.factors and site.name in tied:
+            raise UsageError(
+                f"the plan has a {describe(item.factors[0])} where the embedding shares the weight",
+                where=f"site {site.name}",
+                hint="make the plan again with tied_embeddings",
+            )
         if item.grid is not None and item.grid.group_size is not None and site.width % item.grid.group_size:
             raise UsageError(
                 f"the plan rounds groups of {item.grid.group_size} of {site.width} channels", where=f"site {site.name}"

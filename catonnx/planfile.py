@@ -41,6 +41,7 @@ SHAPING = (
     "w8",
     "keep_8bit",
     "target_bits",
+    "tied_embeddings",
 )
 """What of a recipe has become factors, bits and ranges: a saved plan brings its own."""
 

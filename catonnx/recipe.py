@@ -71,6 +71,8 @@ class Recipe:
         include: Shell patterns of node names to round; empty for all.
         exclude: Shell patterns of node names to leave in float.
         lm_head: Whether the output head is rounded too.
+        tied_embeddings: Bits of a table that embedding and output head share: rounded in the basis that it has, stored
+            once for both. None leaves the embedding in float, and the head with it unless `lm_head`.
         provider: Where calibration runs and the result is meant to run.
         seed: Of everything random.
 
@@ -108,6 +110,7 @@ class Recipe:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     lm_head: bool = False
+    tied_embeddings: Literal[4, 8] | None = None
     provider: Provider = "cpu"
     seed: int = 0
 
@@ -161,6 +164,11 @@ class Recipe:
             not 0 <= self.damping <= 1,
             f"damping is {self.damping}",
             "choose 0 to 1: 0.3 is usual, more trusts the text less",
+        )
+        yield (
+            self.tied_embeddings not in (None, 4, 8),
+            f"tied_embeddings is {self.tied_embeddings}",
+            "choose 4 or 8 bits",
         )
         yield self.keep_8bit < 0, f"keep_8bit is {self.keep_8bit}", "it is a number of sites"
         yield (
@@ -222,6 +230,16 @@ class Recipe:
         yield (
             not self.rounds and (self.form != "qdq" or bool(self.keep_8bit or self.w8 or self.target_bits)),
             "scheme float rounds nothing, so it has no form and keeps no bits",
+            "choose scheme w4a16, w4a8 or w4a4",
+        )
+        yield (
+            self.tied_embeddings is not None and self.rotate,
+            "rotate gives embedding and output head tables of their own, and tied_embeddings lets them share one",
+            "leave one of the two out",
+        )
+        yield (
+            self.tied_embeddings is not None and not self.rounds,
+            "scheme float rounds nothing, and tied_embeddings says how a table is rounded",
             "choose scheme w4a16, w4a8 or w4a4",
         )
         yield (

@@ -54,9 +54,10 @@ def write_rounded(
     linears = tuple(linear for site in weights_only for linear in site.selected)
     grids = tuple((site, grid) for site in opened.sites if (grid := plans[site.name].grid) is not None)
     if integer:
-        IntegerProducts(grids, rounder, recipe.provider, observe, spill, progress)(opened.model)
+        IntegerProducts(grids, rounder, recipe.provider, observe, spill, progress, opened.tables)(opened.model)
     form: Literal["qdq", "nbits"] = "nbits" if recipe.form == "nbits" else "qdq"
-    QuantizeWeights(linears, rounder, form, recipe.kernel_level, observe, spill, progress)(opened.model)
+    level = recipe.kernel_level
+    QuantizeWeights(linears, rounder, form, level, observe, spill, progress, opened.tables)(opened.model)
     if shifts:
         ShiftOutputs(shifts)(opened.model)
     if recipe.form == "qdq":

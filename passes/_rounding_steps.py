@@ -52,13 +52,14 @@ class Nodes:
         *inputs: ir.Value,
         dtype: ir.DataType = FLOAT,
         shape: ir.Shape | None = None,
+        domain: str = "",
         **attributes: Any,
     ) -> ir.Value:
         """Add a node called `what` and return its output, of a type and a shape, if that is known."""
         names = self.constants.names
         name = names.new(f"{self.prefix}/{what}")
         output = ir.Value(name=names.new(f"{name}_output"), type=ir.TensorType(dtype), shape=shape)
-        node = ir.node(operator, inputs, attributes=attributes, outputs=[output], name=name)
+        node = ir.node(operator, inputs, attributes=attributes, domain=domain, outputs=[output], name=name)
         self.constants.graph.insert_before(self.before, node)
         return output
 

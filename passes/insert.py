@@ -16,6 +16,7 @@ one matrix per block are multiplied out first. A second run on a site is refused
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,8 +63,9 @@ class Insert(ir.passes.InPlacePass):
         graph = model.graph
         names, shapes = Names(graph), Shapes(graph)
         shared: dict[tuple[int, ir.DataType], ir.Value] = {}
+        known: dict[tuple[bytes, ir.DataType, tuple[int, ...]], ir.Value] = {}
         for item in self.transforms:
-            writer, factors = _Nodes(graph, names, item.site, shared, shapes), merged(item.factors)
+            writer, factors = _Nodes(graph, names, item.site, shared, known, shapes), merged(item.factors)
             steps = [step for factor in factors for step in writer.steps(factor)]
             stored = writer.as_stored(factors)
             readers = [linear.node for linear in item.site.linears]
@@ -80,6 +82,7 @@ class _Nodes:
     names: Names
     site: Site
     shared: dict[tuple[int, ir.DataType], ir.Value]
+    known: dict[tuple[bytes, ir.DataType, tuple[int, ...]], ir.Value]
     shapes: Shapes
 
     def steps(self, factor: Factor) -> list[Step]:
@@ -195,7 +198,11 @@ class _Nodes:
         return output
 
     def _constant(self, what: str, array: np.ndarray) -> ir.Value:
-        return add_constant(self.graph, self.names, f"{self.site.name}/cat/{what}_matrix", self._typed(array))
+        tensor = self._typed(array)
+        key = hashlib.sha256(tensor.tobytes()).digest(), tensor.dtype, tuple(tensor.shape.numpy())
+        if key not in self.known:  # else a site has it whose weights this one shares
+            self.known[key] = add_constant(self.graph, self.names, f"{self.site.name}/cat/{what}_matrix", tensor)
+        return self.known[key]
 
     def _matrix(self, order: int, *, transposed: bool = False) -> ir.Value:
         """Return the Hadamard matrix of an order, one initializer for the whole model."""

@@ -22,7 +22,8 @@ A second run on a site is refused: its linears are gone.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -31,10 +32,13 @@ from catonnx.graph.edits import Names, add_constant
 from catonnx.graph.save import Spill, held
 from catonnx.graph.shapes import Shapes
 from catonnx.graph.sites import Linear, Site
+from catonnx.graph.ties import TiedTable
 from catonnx.math.activations import ActivationGrid
 from catonnx.math.rounding import QuantizedWeight
+from catonnx.passes._lookups import look_up_codes
 from catonnx.passes._protocol import check_weights, cleaned
 from catonnx.passes._rounding_steps import FLOAT, Constants, Nodes, scale_and_offset, widened
+from catonnx.passes._stored import Stored, Tensors
 from catonnx.passes._weight_codes import codes_tensor
 from catonnx.passes.quantize_weights import Observer, Rounder, added_bias, rounded_weight
 from catonnx.progress import Progress, silent
@@ -53,6 +57,7 @@ class IntegerProducts(ir.passes.InPlacePass):
         observe: Called for each linear with the weight in float64 and what it was rounded to.
         spill: Takes codes out of memory.
         progress: Told after each linear.
+        tables: Linears whose weight is the transpose of a table -> who looks up rows of it; they read the codes too.
 
     Raises:
         ValueError: when it is called, if scales of a weight or an activation are per group.
@@ -64,6 +69,7 @@ class IntegerProducts(ir.passes.InPlacePass):
     observe: Observer | None = None
     spill: Spill = held
     progress: Progress = silent
+    tables: Mapping[Linear, TiedTable] = dataclasses.field(default_factory=dict)
 
     def requires(self, model: ir.Model) -> None:
         """Refuse linears of another model, and such as were rounded."""
@@ -77,6 +83,7 @@ class IntegerProducts(ir.passes.InPlacePass):
         total = sum(len(site.selected) for site, _ in wanted)
         for site, grid in wanted:
             _refuse_groups("activations", grid.group_size, "per token", site.name)
+        stored = Stored(constants, self.spill)
         one = _live_one(constants) if self.provider == "cpu" and wanted else None
         for site, grid in wanted:
             shape = shapes[site.read]
@@ -85,7 +92,7 @@ class IntegerProducts(ir.passes.InPlacePass):
             for linear in site.selected:
                 rounded = rounded_weight(linear, self.rounder, FLOAT, self.observe)
                 _refuse_groups("weights", rounded.group_size, "per output channel", linear.name)
-                _write_product(constants, linear, rounded, codes, one, self.spill)
+                _write_product(stored, linear, rounded, codes, one, self.tables.get(linear))
                 done += 1
                 self.progress("rounding weights", done, total)
         return cleaned(model, bool(wanted))
@@ -154,7 +161,7 @@ def _quantized(
     nodes: Nodes, rows: ir.Value, scale: ir.Value, zero: ir.Value | None, kind: ir.DataType, *, blocked: int
 ) -> ir.Value:
     """Return codes of rows; `blocked` is the number of channels if QuantizeLinear takes the scale of each token."""
-    attributes: dict[str, int] = {"output_dtype": kind}
+    attributes: dict[str, Any] = {"output_dtype": kind}
     if blocked:
         attributes |= {"axis": -1, "block_size": blocked}
         if zero is not None:
@@ -182,15 +189,29 @@ def _live_one(constants: Constants) -> ir.Value | None:
 
 
 def _write_product(
-    constants: Constants, linear: Linear, rounded: QuantizedWeight, codes: _Codes, one: ir.Value | None, spill: Spill
+    stored: Stored,
+    linear: Linear,
+    rounded: QuantizedWeight,
+    codes: _Codes,
+    one: ir.Value | None,
+    table: TiedTable | None,
 ) -> None:
-    graph, names, node = constants.graph, constants.names, linear.node
+    constants, node = stored.constants, linear.node
+    graph, names = constants.graph, constants.names
     nodes, weight = Nodes(constants, node, linear.name), node.inputs[1]
     assert weight is not None
-    stored = add_constant(graph, names, f"{weight.name}_int{rounded.bits}", spill(codes_tensor(rounded)))
+
+    def tensors() -> Tensors:
+        return {f"int{rounded.bits}": codes_tensor(rounded)}
+
+    ((numbers,), _) = stored(str(weight.name), rounded, tensors)
+    if table is not None:
+        scales = ir.Tensor(rounded.scales[0].astype(linear.dtype.numpy()), dtype=linear.dtype)
+        row_scale = add_constant(graph, names, f"{weight.name}_row_scale", stored.spill(scales))
+        look_up_codes(constants, table, numbers, row_scale, None)
     if rounded.bits == 4:
-        stored = nodes("weight", "Cast", stored, dtype=ir.DataType.INT8, shape=stored.shape, to=ir.DataType.INT8)
-    inputs = [codes.values, stored] if codes.zero_point is None else [codes.values, stored, codes.zero_point]
+        numbers = nodes("weight", "Cast", numbers, dtype=ir.DataType.INT8, shape=numbers.shape, to=ir.DataType.INT8)
+    inputs = [codes.values, numbers] if codes.zero_point is None else [codes.values, numbers, codes.zero_point]
     product = nodes("product", "MatMulInteger", *inputs, dtype=ir.DataType.INT32)
     result = nodes("cast", "Cast", product, to=FLOAT)
 

@@ -6,11 +6,11 @@
 
 Weights of 8 bits are int8 [K, N], or uint8 [N, K / group, group]; ONNX Runtime fuses the former to MatMulNBits as well.
 The zero point is left out: the scale carries the sign, so -8 to 7 is used whole. Each MatMul has a DequantizeLinear of
-its own, because ONNX Runtime does not fuse a shared one.
+its own, because ONNX Runtime does not fuse a shared one; a weight that several have is stored once all the same.
 
-Codes and scales lie in the main graph, once for all linears in bodies of If, Loop and Scan whose rounded weight is the
-same. ONNX Runtime 1.31 refuses to load a DequantizeLinear in a body that reads them from there and feeds a MatMul; it
-folds the Transpose between them, so that they lie in the body before it looks, and fuses the two as anywhere else.
+Codes and scales lie in the main graph, those for bodies of If, Loop and Scan too. ONNX Runtime 1.31 refuses to load a
+DequantizeLinear in a body that reads them from there and feeds a MatMul; it folds the Transpose between them, so that
+they lie in the body before it looks, and fuses the two as anywhere else.
 
 A second run on a linear is refused: its weight is no constant, or it is gone.
 """
@@ -18,7 +18,7 @@ A second run on a linear is refused: its weight is no constant, or it is gone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -29,8 +29,12 @@ from catonnx.graph.constants import constant_shape, constant_type
 from catonnx.graph.edits import Names, add_constant, dequantizer, float64_of
 from catonnx.graph.save import Spill, held
 from catonnx.graph.sites import Linear
+from catonnx.graph.ties import TiedTable
 from catonnx.math.rounding import QuantizedWeight
+from catonnx.passes._lookups import look_up_blocks, look_up_codes
 from catonnx.passes._protocol import check_weights, cleaned
+from catonnx.passes._rounding_steps import Constants, Nodes
+from catonnx.passes._stored import Stored, Tensors, copied
 from catonnx.passes._weight_codes import codes_tensor, nbits_arrays
 from catonnx.progress import Progress, silent
 
@@ -56,6 +60,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
         observe: Called for each linear with the weight in float64 and what it was rounded to.
         spill: Takes codes and scales out of memory.
         progress: Told after each linear.
+        tables: Linears whose weight is the transpose of a table -> who looks up rows of it; they read the codes too.
     """
 
     linears: tuple[Linear, ...]
@@ -65,6 +70,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
     observe: Observer | None = None
     spill: Spill = held
     progress: Progress = silent
+    tables: Mapping[Linear, TiedTable] = dataclasses.field(default_factory=dict)
 
     def requires(self, model: ir.Model) -> None:
         """Refuse linears of another model, and such as were rounded."""
@@ -72,41 +78,17 @@ class QuantizeWeights(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Round and rewrite every linear."""
-        names = Names(model.graph)
-        kept: dict[ir.Value, _Stored] = {}
+        constants = Constants(model.graph, Names(model.graph))
+        stored = Stored(constants, self.spill)
         for index, linear in enumerate(self.linears):
-            weight = linear.node.inputs[1]
-            assert weight is not None
-            rounded = rounded_weight(linear, self.rounder, constant_type(weight), self.observe)
-            stored = kept.pop(weight, None)
-            if stored is None or not _alike(stored.rounded, rounded):
-                write = _stored_qdq if self.form == "qdq" else _stored_nbits
-                stored = write(model.graph, names, linear, rounded, self.spill)
+            rounded = rounded_weight(linear, self.rounder, constant_type(linear.node.inputs[1]), self.observe)
+            table = self.tables.get(linear)
             if self.form == "qdq":
-                _write_qdq(names, linear, stored)
+                _write_qdq(stored, linear, rounded, table)
             else:
-                _write_nbits(model.graph, names, linear, stored, self.accuracy_level)
-            if weight.uses():
-                kept[weight] = stored
+                _write_nbits(stored, linear, rounded, self.accuracy_level, table)
             self.progress("rounding weights", index + 1, len(self.linears))
         return cleaned(model, bool(self.linears))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Stored:
-    """A rounded weight as it lies in the main graph.
-
-    Attributes:
-        rounded: The numbers.
-        codes: As the form wants them; [N, K] in form qdq if the linear stands in a body.
-        scale: Likewise.
-        turned: Whether they are transposed.
-    """
-
-    rounded: QuantizedWeight
-    codes: ir.Value
-    scale: ir.Value
-    turned: bool = False
 
 
 def rounded_weight(linear: Linear, rounder: Rounder, dtype: ir.DataType, observe: Observer | None) -> QuantizedWeight:
@@ -129,67 +111,70 @@ def rounded_weight(linear: Linear, rounder: Rounder, dtype: ir.DataType, observe
     return rounded
 
 
-def _alike(one: QuantizedWeight, other: QuantizedWeight) -> bool:
-    return one.bits == other.bits and all(
-        np.array_equal(a, b) for a, b in ((one.codes, other.codes), (one.scales, other.scales))
-    )
-
-
-def _stored_qdq(graph: ir.Graph, names: Names, linear: Linear, rounded: QuantizedWeight, spill: Spill) -> _Stored:
-    weight = linear.node.inputs[1]
-    assert weight is not None
-    dtype, turned = constant_type(weight), linear.node.graph is not graph
-    scales = rounded.scales.reshape(-1) if rounded.group_size is None else rounded.scales
-    if turned:
-        scales = np.ascontiguousarray(scales.T)
-    tensors = spill(codes_tensor(rounded, turned=turned)), spill(ir.Tensor(scales, dtype=dtype))
-    codes = add_constant(graph, names, f"{weight.name}_int{rounded.bits}", tensors[0])
-    scale = add_constant(graph, names, f"{weight.name}_scale", tensors[1])
-    return _Stored(rounded, codes, scale, turned)
-
-
-def _write_qdq(names: Names, linear: Linear, stored: _Stored) -> None:
-    node, group = linear.node, stored.rounded.group_size
-    weight, home = node.inputs[1], node.graph
+def _write_qdq(stored: Stored, linear: Linear, rounded: QuantizedWeight, table: TiedTable | None) -> None:
+    constants, node, group = stored.constants, linear.node, rounded.group_size
+    names, weight, home = constants.names, node.inputs[1], node.graph
     assert weight is not None
     assert home is not None
-    inputs = [stored.codes, stored.scale]
-    if stored.turned:
-        for index, value in enumerate(inputs):
-            name = names.new(f"{value.name}_kn")
-            shape = None if value.shape is None else ir.Shape(reversed(list(value.shape)))
-            inputs[index] = ir.Value(name=name, type=value.type, shape=shape)
-            home.insert_before(node, ir.node("Transpose", [value], outputs=[inputs[index]], name=names.new(name)))
+    dtype, turned = constant_type(weight), home is not constants.graph
+
+    def tensors() -> Tensors:
+        scales = rounded.scales.reshape(-1) if group is None else rounded.scales
+        scales = np.ascontiguousarray(scales.T) if turned else scales
+        return {
+            f"int{rounded.bits}": codes_tensor(rounded, turned=turned),
+            "scale": ir.Tensor(scales, dtype=dtype),
+        }
+
+    values, number = stored(str(weight.name), rounded, tensors, turned=turned)
+    if turned:
+        codes, scale = (_turned_back(names, node, value) for value in values)
+    else:
+        codes, scale = (copied(Nodes(constants, node, linear.name), value, number) for value in values)
     attributes = {"axis": 1} if group is None else {"axis": 0, "block_size": group}
     output = ir.Value(
         name=names.new(f"{weight.name}_dequantized"),
-        type=ir.TensorType(constant_type(weight)),
+        type=ir.TensorType(dtype),
         shape=ir.Shape((linear.inputs, linear.outputs)),
     )
     dequantize = ir.node(
         "DequantizeLinear",
-        inputs,
+        [codes, scale],
         attributes=attributes,
         outputs=[output],
         name=names.new(dequantizer(linear.name)),
     )
     home.insert_before(node, dequantize)
     node.replace_input_with(1, output)
+    if table is not None:
+        look_up_codes(constants, table, codes, scale, group)
 
 
-def _stored_nbits(graph: ir.Graph, names: Names, linear: Linear, rounded: QuantizedWeight, spill: Spill) -> _Stored:
-    weight = linear.node.inputs[1]
+def _turned_back(names: Names, node: ir.Node, value: ir.Value) -> ir.Value:
+    """Return the transpose of a value of the main graph, computed before a node in a body."""
+    assert node.graph is not None
+    name = names.new(f"{value.name}_kn")
+    shape = None if value.shape is None else ir.Shape(reversed(list(value.shape)))
+    result = ir.Value(name=name, type=value.type, shape=shape)
+    node.graph.insert_before(node, ir.node("Transpose", [value], outputs=[result], name=names.new(name)))
+    return result
+
+
+def _write_nbits(
+    stored: Stored, linear: Linear, rounded: QuantizedWeight, accuracy_level: int, table: TiedTable | None
+) -> None:
+    constants, node, weight = stored.constants, linear.node, linear.node.inputs[1]
+    graph, names = constants.graph, constants.names
     assert weight is not None
-    arrays = nbits_arrays(rounded, rounded.group_size or _BLOCK_OF_CHANNEL)
-    tensors = spill(ir.Tensor(arrays[0])), spill(ir.Tensor(arrays[1], dtype=constant_type(weight)))
-    codes = add_constant(graph, names, f"{weight.name}_uint{rounded.bits}", tensors[0])
-    scale = add_constant(graph, names, f"{weight.name}_scale", tensors[1])
-    return _Stored(rounded, codes, scale)
+    dtype = constant_type(weight)
+    block = rounded.group_size or _BLOCK_OF_CHANNEL
 
+    def tensors() -> Tensors:
+        codes, scales = nbits_arrays(rounded, block)
+        return {f"uint{rounded.bits}": ir.Tensor(codes), "scale": ir.Tensor(scales, dtype=dtype)}
 
-def _write_nbits(graph: ir.Graph, names: Names, linear: Linear, stored: _Stored, accuracy_level: int) -> None:
-    node = linear.node
-    inputs = [node.inputs[0], stored.codes, stored.scale]
+    codes, scale = stored(str(weight.name), rounded, tensors)[0]
+    inputs = [node.inputs[0], codes, scale]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     own_bias = constant_shape(bias) == (linear.outputs,)
     if own_bias:
@@ -197,8 +182,8 @@ def _write_nbits(graph: ir.Graph, names: Names, linear: Linear, stored: _Stored,
     attributes = {
         "K": linear.inputs,
         "N": linear.outputs,
-        "bits": stored.rounded.bits,
-        "block_size": stored.rounded.group_size or _BLOCK_OF_CHANNEL,
+        "bits": rounded.bits,
+        "block_size": block,
         "accuracy_level": accuracy_level,
     }
     product = ir.Node(
@@ -214,6 +199,8 @@ def _write_nbits(graph: ir.Graph, names: Names, linear: Linear, stored: _Stored,
     assert node.graph is not None
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], new, node.outputs, new[-1].outputs)
     graph.opset_imports.setdefault("com.microsoft", 1)
+    if table is not None:
+        look_up_blocks(constants, table, codes, scale, bits=rounded.bits, block=block, width=linear.inputs)
 
 
 def added_bias(graph: ir.Graph, names: Names, node: ir.Node, product: ir.Node, bias: ir.Value) -> list[ir.Node]:

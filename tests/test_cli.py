@@ -138,13 +138,14 @@ def test_every_option_reaches_the_recipe(tiny_llama: Path, text: Path, tmp_path:
         "include": ["*proj*"],
         "exclude": ["*k_proj*", "*v_proj*"],
         "lm_head": True,
+        "tied_embeddings": None,
         "provider": "cpu",
         "seed": 7,
     }
     arguments: list[object] = []
     for name, value in wanted.items():
-        if name in ("target_bits", "refine"):
-            continue  # the one excludes keep_8bit, the other needs torch
+        if name in ("target_bits", "refine", "tied_embeddings"):
+            continue  # the first excludes keep_8bit, the second needs torch, the last a tied model
         option = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             arguments.append(option)

@@ -140,3 +140,8 @@ def test_a_model_of_ours_is_still_told_apart(tmp_path: Path) -> None:
     again = catonnx_("optimize", tmp_path / "a", "-o", tmp_path / "b", "--rotate")
     assert again.exit_code == 4
     assert "made this model already" in " ".join(again.output.split())
+
+
+def test_a_turned_table_is_not_shared() -> None:
+    with pytest.raises(UsageError, match="rotate gives embedding and output head tables of their own"):
+        Recipe(rotate=True, tied_embeddings=8)

@@ -242,6 +242,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "knows of no correct_bias",
     ),
     "a bias for no error": ({"scheme": "float", "correct_bias": True}, "no error for correct_bias"),
+    "a table that nothing rounds": ({"scheme": "float", "tied_embeddings": 8}, "how a table is rounded"),
+    "a table in 3 bits": ({"tied_embeddings": 3}, "tied_embeddings is 3"),
     "negative damping": ({"damping": -1.0}, "damping is -1.0"),
 }
 

@@ -8,6 +8,8 @@ group the extra step lies. At 4 bits that is worth up to 0.6 dB; standard ONNX a
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -91,6 +93,12 @@ class QuantizedWeight:
         """Return ``scale * code``, shape (K, N), float64."""
         scales = np.repeat(self.scales.astype(np.float64), self._rows_per_group, axis=0)
         return np.asarray(scales[: len(self.codes)] * self.codes, dtype=np.float64)
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """What is the same for two weights if all their numbers are, and their types."""
+        layout = f"{self.codes.shape} {self.group_size} {self.bits} {self.scales.dtype}"
+        return hashlib.sha256(layout.encode() + self.codes.tobytes() + self.scales.tobytes()).digest()
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return arrays that `from_arrays` reads back; codes of 4 bits stand two to a byte."""
