@@ -65,14 +65,14 @@ class Live:
             yield key, kept if isinstance(kept, np.ndarray) else np.load(kept)
 
     def put(self, way: Way, name: str, sample: int, value: np.ndarray) -> None:
-        """Keep a value.
+        """Keep a copy of a value: what a session gives lies in an arena of its own, which one array keeps in memory.
 
         Raises:
             OutputError: the disk is full.
         """
         if value.nbytes <= self._room:
             self._room -= value.nbytes
-            self._held[way, name, sample] = value
+            self._held[way, name, sample] = value.copy()
             return
         path, self._files = self.folder / f"{self._files}.npy", self._files + 1
         self._held[way, name, sample] = path

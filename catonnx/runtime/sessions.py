@@ -130,6 +130,7 @@ def open_session(
     threads: int | None = None,
     optimized_path: str | Path | None = None,
     scratch: str | Path | None = None,
+    arena: bool = True,
     verbose: bool = False,
 ) -> InferenceSession:
     """Open one inference session. Where bfloat16 does not run a model's float32 twin does, see `graph.twin`.
@@ -143,6 +144,7 @@ def open_session(
         optimized_path: Where ONNX Runtime shall write the graph that it really runs.
         scratch: Folder for a float32 twin, which stays there as long as the session; the system's temporary folder
             unless given.
+        arena: Let ONNX Runtime hold on to memory between runs; it doubles what it takes each time.
         verbose: Let ONNX Runtime log its warnings.
 
     Raises:
@@ -163,6 +165,7 @@ def open_session(
     options = runtime.SessionOptions()
     options.log_severity_level = 2 if verbose else _SEVERITY_ERROR
     options.intra_op_num_threads = threads or usable_cores()
+    options.enable_cpu_mem_arena = arena
     options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _OPTIMIZATION_NAMES[optimization])
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)

@@ -45,7 +45,7 @@ def stage_session(model: ir.Model, path: Path, what: str, **options: Any) -> Ite
         write_beside(model, path)
         for value in model.graph.initializers.values():
             value.const_value = None  # a graph is made of cycles, which Python would free much later
-        yield open_session(path, **options)
+        yield open_session(path, arena=False, **options)
     except CatonnxError as error:
         raise error.moved(path, what) from error
     finally:
