@@ -35,6 +35,8 @@ main (float[rows, 32] x, bool flag) => (float[rows, 8] y) {
 }
 """
 
+TWICE = "d = Tanh(b) c = MatMul(d, first)"
+
 LOOP = """
 main (float[rows, 32] x, bool flag) => (float[rows, 8] y) {
     h = MatMul(x, first)
@@ -188,13 +190,34 @@ def test_linears_in_bodies_are_rounded_and_fused(
     assert worst(model, out, feeds) < 0.3
 
 
-@pytest.mark.parametrize("wishes", [{"form": "qdq"}, {"form": "nbits"}, {"group_size": None}, {"w8": ("*",)}])
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"form": "qdq"},
+        {"form": "nbits"},
+        {"group_size": None},
+        {"w8": ("*",)},
+        {"keep_8bit": 3},
+        {"rounding": "gptq"},
+    ],
+)
 def test_a_weight_that_branches_share_is_stored_once(wishes: dict[str, Any], tmp_path: Path) -> None:
     model = write(tmp_path / "model.onnx", BRANCHES)
     report, out, _ = optimized(model, transform="none", **wishes)
     assert report.verification["fused"] == 5
     codes = {TensorProto.INT4, TensorProto.INT8, TensorProto.UINT8}
     assert len([kind for kind, _ in stored(out) if kind in codes]) == 4  # first, shared, own, last
+
+
+@pytest.mark.parametrize(("form", "count"), [("qdq", 5), ("nbits", 4)])
+def test_a_weight_that_a_body_and_the_main_graph_read_has_both_layouts(form: str, count: int, tmp_path: Path) -> None:
+    model = write(tmp_path / "model.onnx", BRANCHES.replace("first", "shared").replace("c = Tanh(b)", TWICE))
+    report, out, feeds = optimized(model, transform="none", form=form)
+    assert report.verification["fused"] == report.verification["linears"] == 6
+    codes = {TensorProto.INT4, TensorProto.UINT8}
+    # shared, own, first, last; for a body codes of form qdq are transposed
+    assert len([kind for kind, _ in stored(out) if kind in codes]) == count
+    assert worst(model, out, feeds) < 0.3
 
 
 @pytest.mark.parametrize(

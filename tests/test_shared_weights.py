@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from catonnx import Recipe
 from catonnx.analysis import analyse
 from catonnx.calibrating import measure_sites
 from catonnx.graph import load
+from catonnx.kept import Kept
 from catonnx.progress import silent
 from catonnx.report import Report
 from tests.graph.builder import Net
@@ -110,7 +113,12 @@ def test_moments_are_those_of_all_sites_together(tmp_path: Path) -> None:
 def test_what_is_counted_is_what_is_stored(tmp_path: Path) -> None:
     rows = _optimize(_layers(), tmp_path).sites
     assert rows[0].bytes_after == WIDTH**2 // 2 + WIDTH**2 // 32 * 4
-    assert [row.bytes_after for row in rows[1:3]] == [rows[0].bytes_before] * 2
+    assert [row.bytes_after for row in rows[1:3]] == [0, 0]
+
+
+def test_what_is_not_rounded_keeps_its_size(tmp_path: Path) -> None:
+    rows = _optimize(_layers(), tmp_path, scheme="float").sites
+    assert [row.bytes_after for row in rows] == [row.bytes_before for row in rows]
 
 
 def test_no_matrix_of_a_shared_basis_is_stored_twice(tmp_path: Path) -> None:
@@ -150,6 +158,63 @@ def test_a_plan_with_two_bases_stores_two_weights(tmp_path: Path) -> None:
     report = catonnx.optimize(tmp_path / "model.onnx", tmp_path / "out", recipe, plan=changed)
     assert _codes(tmp_path) == [4, 4]
     assert report.verification["transform_relative_l2"] < 1e-5
+
+
+def test_a_plan_with_other_bits_stores_two_weights(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    plan = _optimize(_layers(), tmp_path / "own").plan
+    assert plan is not None
+    changed = replace(plan, sites=(replace(plan.sites[0], bits=8), *plan.sites[1:]))
+    onnx.save(_layers().proto(), tmp_path / "model.onnx")
+    recipe = Recipe(calibration=str(tmp_path / "own/feeds.npz"), lm_head=True)
+    catonnx.optimize(tmp_path / "model.onnx", tmp_path / "out", recipe, plan=changed)
+    assert sorted(_codes(tmp_path)) == [4, 8]
+
+
+@pytest.mark.parametrize("kind", ["rounded together", "joint moments", "plan"])
+@pytest.mark.parametrize("rounding", ["mse", "gptq", "sequential"])
+def test_a_run_that_was_cut_off_goes_on_sharing(
+    rounding: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _optimize(_layers(), tmp_path, rounding=rounding)
+    once = [(tmp_path / "out" / name).read_bytes() for name in ("model.onnx", "model.onnx_data")]
+    shutil.rmtree(tmp_path / "out")
+    put, seen = Kept.put, Counter[str]()
+
+    def cut_off(kept: Kept, what: str, name: str = "", arrays: Any = None) -> None:
+        put(kept, what, name, arrays)
+        seen[f"{what} {name}"] += 1
+        if what == kind and not interrupted:
+            interrupted.append(what)
+            raise KeyboardInterrupt
+
+    interrupted: list[str] = []
+    monkeypatch.setattr(Kept, "put", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        _optimize(_layers(), tmp_path, rounding=rounding)
+    _optimize(_layers(), tmp_path, rounding=rounding)
+    assert interrupted == [kind]
+    assert max(seen.values()) == 1
+    assert sum(key.startswith("rounded together") for key in seen) == 1
+    assert [(tmp_path / "out" / name).read_bytes() for name in ("model.onnx", "model.onnx_data")] == once
+
+
+def test_sites_that_read_rows_of_one_value_absorb_nothing_if_one_shares_its_weights() -> None:
+    net = Net(seed=6)
+    shared, value = net.normal(WIDTH, WIDTH), net.input("x", [8, WIDTH])
+    rows = net.op("Mul", value, net.vector(WIDTH))
+    for start, weight in ((0, shared), (4, net.normal(WIDTH, WIDTH))):
+        part = net.op("Gather", rows, net.constant(np.arange(start, start + 4)), axis=0)
+        net.output(net.op("Tanh", net.op("MatMul", part, weight)))
+    before = analyse(net.model(), Recipe(lm_head=True))
+    assert [len(item.peers) for item in before.absorptions.values()] == [2, 2]
+    assert all(item.width for item in before.absorptions.values())
+    net.output(net.op("MatMul", net.input("y", [8, WIDTH]), shared))
+    opened = analyse(net.model(), Recipe(lm_head=True))
+    first, second, _ = opened.absorptions.values()
+    assert (first.width, first.peers, second.width, second.peers) == (0, (), 0, ())
+    assert "shared with other sites" in first.reason
+    assert "would change weights that sites share" in second.reason
 
 
 def test_nothing_is_absorbed_into_a_shared_weight() -> None:
