@@ -61,10 +61,9 @@ def test_nothing_is_given(tmp_path: Path) -> None:
         measure(Chain().stages, FULL, [], scratch=tmp_path)
 
 
-@pytest.mark.parametrize("rows", [0, 1])
-def test_one_row_is_no_statistic(rows: int, tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match=rf"saw {rows} row\(s\).*site a"):
-        measure(Chain().stages, FULL, feeds(rows), scratch=tmp_path)
+def test_one_row_is_no_statistic(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"saw 1 row\(s\).*site a"):
+        measure(Chain().stages, FULL, feeds(1), scratch=tmp_path)
 
 
 def test_what_no_row_reaches_is_taken_as_alike(tmp_path: Path) -> None:
