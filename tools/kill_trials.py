@@ -100,7 +100,7 @@ def _finished(source: Path, out: Path, options: argparse.Namespace, wanted: list
 def _command(source: Path, out: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "catonnx", "optimize", str(source), "-o", str(out), "--force", "--quiet"]
     command += ["--calibration", options.calibration, "--samples", str(options.samples), "--rounding", options.rounding]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _digests(folder: Path) -> dict[str, str]:
