@@ -16,7 +16,7 @@ import onnx_ir as ir
 from catonnx.graph.stages import RANDOM, Stage, reads
 
 PART_BYTES = 1 << 27
-"""Bytes of constants in one part, unless one node alone reads more: SmolLM2 runs in five parts."""
+"""Bytes of constants in one part, unless one node alone reads more: SmolLM2 runs in six parts."""
 
 _NO_TENSOR = ("Sequence", "Optional", "SplitToSequence")
 """Operators that begin so give something that is no tensor and cannot be handed over."""
