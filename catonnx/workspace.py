@@ -92,7 +92,9 @@ def working(out: Path, *, force: bool, key: Callable[[], str]) -> Iterator[Works
     """
     folder = out.parent / f".{out.name}.catonnx"
     with _parents(out), contextlib.ExitStack() as held:
+        new = False
         try:
+            new = not folder.exists() and not folder.is_symlink()
             _check_free(out, force)
             wanted = key()
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +104,10 @@ def working(out: Path, *, force: bool, key: Callable[[], str]) -> Iterator[Works
             space = Workspace(folder)
         except OSError as error:
             raise OutputError(f"nothing can be written there: {error.strerror}", where=out.parent) from error
+        except KeyboardInterrupt:
+            if new and not _is_worth_keeping(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         keep = False
         try:
             yield space
