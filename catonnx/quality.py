@@ -162,30 +162,52 @@ def predict(
         measured = moments.get(site.name)
         if measured is None:
             continue
-        weight = np.concatenate(weights_of(site), axis=1)
-        if not weight.any() or not measured.diagonal().any():
+        own, moment = plans[site.name], measured.second_moment()
+        transform, signal = own.transform(site.width), 0.0
+        old, new = _Columns(recipe.group_size), _Columns(recipe.group_size)
+        for weight in weights_of(site):
+            signal += output_energy(moment, weight)
+            old.add(weight)
+            new.add(transform.solve(weight))
+        if not old.energy or not measured.diagonal().any():
             continue
-        own = plans[site.name]
-        changed = own.transform(site.width).solve(weight)
         x_energy = (
             float(measured.diagonal().sum()),
             _new_energy(own, measured),
         )
-        signal = output_energy(measured.second_moment(), weight)
         rows = measured.rows[: own.grid is not None and len(measured.rows)]
-        moved: np.ndarray = own.transform(site.width).apply(rows)
+        moved: np.ndarray = transform.apply(rows)
         before, after = (
             predicted_sqnr_db(
-                signal / (energy * float(np.vdot(basis, basis))),
-                concentration_w(basis, recipe.group_size),
+                signal / (energy * columns.energy),
+                columns.concentration,
                 _concentration(own, seen),
                 weight_bits=own.bits,
                 activation_bits=own.grid.bits if own.grid else 4,
             )
-            for energy, basis, seen in zip(x_energy, (weight, changed), (rows, moved), strict=True)
+            for energy, columns, seen in zip(x_energy, (old, new), (rows, moved), strict=True)
         )
         result[site.name] = Prediction(before, after)
     return result
+
+
+@dataclasses.dataclass
+class _Columns:
+    """Energy and concentration of a weight that comes in parts, some columns at a time: it may be large."""
+
+    group_size: int | None
+    energy: float = 0.0
+    noise: float = 0.0
+
+    def add(self, weight: np.ndarray) -> None:
+        energy = float(np.vdot(weight, weight))
+        if energy > 0:
+            self.energy += energy
+            self.noise += energy / concentration_w(weight, self.group_size)
+
+    @property
+    def concentration(self) -> float:
+        return self.energy / self.noise
 
 
 def _concentration(plan: SitePlan, rows: np.ndarray) -> float | None:
