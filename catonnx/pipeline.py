@@ -44,6 +44,9 @@ from catonnx.siteplan import Plan, online_multiply_adds
 from catonnx.unchanged import hand_on
 from catonnx.workspace import working
 
+_COMPANIONS = ("*config.json", "tokenizer*", "special_tokens_map.json")
+"""Files beside a model that say how text becomes its inputs."""
+
 VERIFIED_RUNS = 2
 VERIFIED_TOKENS = 256
 """Calibration runs, and the tokens of each, on which source and result are compared."""
@@ -90,7 +93,7 @@ def optimize(
         working(out, force=force, key=key) as space,
         ExitStack() as cleanup,
     ):
-        work, stage, kept, checkpoint = space.source, space.result, space.kept, Checkpoint(space.live)
+        work, stage, kept = space.source, space.result, space.kept
         cleanup.enter_context(load.naming(work / load.COPY, source.path))
         with clock("load"):
             reference = space.copied(lambda: load.bring(source, work))
@@ -116,7 +119,8 @@ def optimize(
             fits = recipe.needs_moments if plan is None else recipe.rounds_by_data
             samples = recipe.samples if fits else VERIFIED_RUNS
             feeds = calibration_feeds(reference, source, opened, recipe, samples, progress, kept)
-            moments = measure_sites(opened, work, feeds, recipe, progress, kept, checkpoint) if fits else {}
+            measured = Checkpoint(space.live / "measured")
+            moments = measure_sites(opened, work, feeds, recipe, progress, kept, measured) if fits else {}
 
         with clock("plan"):
             chosen = decide(opened, moments, recipe, announce, kept) if plan is None else plan
@@ -134,7 +138,7 @@ def optimize(
 
         compared = [str(value.name) for value in graph_model.graph.outputs if value.name not in changed_caches]
         verifying = Verifier(
-            Unwritten(load.read(reference), work, reference),
+            Unwritten(load.runnable(reference), work, reference),
             [shortened(run, VERIFIED_TOKENS, graph_inputs(graph_model)) for run in feeds[:VERIFIED_RUNS]],
             compared,
             # The branch that continues from a cache is seen in no other way.
@@ -165,7 +169,7 @@ def optimize(
                     scratch=work,
                     dampings=dampings,
                     kept=kept,
-                    checkpoint=checkpoint,
+                    checkpoint=Checkpoint(space.live / "rounded"),
                     progress=progress,
                 )
                 shifts: Shifts | None = {} if recipe.correct_bias else None
@@ -220,7 +224,7 @@ def _key(source: load.Source, recipe: Recipe, plan: Plan | None) -> str:
     """Return a digest of all that the output depends on: model and companions, calibration, recipe, plan, versions."""
     digest = hashlib.sha256(source.digest.encode())
     files = [Path(text) for text in recipe.texts if text != SELF]
-    files += sorted(source.path.parent.glob("*.json"))
+    files += sorted(file for pattern in _COMPANIONS for file in source.path.parent.glob(pattern))
     for file in files:
         with contextlib.suppress(OSError), file.open("rb") as stream:  # whoever needs it says what is wrong
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -231,7 +235,10 @@ def _key(source: load.Source, recipe: Recipe, plan: Plan | None) -> str:
 
 
 def _check_places(source: load.Source, out: Path) -> None:
-    target = out.resolve()
+    try:
+        target = out.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
+        raise OutputError(f"this is no place for an output: {error}", where=out, hint="choose another place") from error
     if source.folder is not None and target.is_relative_to(source.folder.resolve()):
         raise OutputError("the output lies inside the model's folder", where=out, hint="choose another place")
     if source.path.resolve().is_relative_to(target) or source.path.absolute().is_relative_to(out.absolute()):

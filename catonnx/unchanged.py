@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from catonnx.errors import NothingToOptimizeError, OutputError
 from catonnx.graph import load
-from catonnx.graph.save import RESULT_MARK, copy_companions
+from catonnx.graph.save import RESULT_MARK, copy_companions, write_model
 from catonnx.measures import Clock, bytes_of, peak_memory, versions
 from catonnx.recipe import Recipe
 from catonnx.report import Report
@@ -39,17 +40,13 @@ def hand_on(
     """
     names = {source.path: "model.onnx"} | {source.path.parent / place: place for place in source.locations}
     with clock("save"):
-        try:
-            for file, name in names.items():
-                (stage / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, stage / name)
-        except OSError as error:
-            raise OutputError(
-                f"the model cannot be copied: {error.strerror}", where=stage, hint="free some space"
-            ) from error
+        if {"model.onnx", RESULT_MARK, source.path.name} & set(source.locations):  # names that are taken
+            write_model(load.read(source.path), stage / "model.onnx")
+        else:
+            _copy(names, stage)
         skip = {source.path.name, *source.locations, RESULT_MARK}
         not_copied = () if source.folder is None else copy_companions(source.path, stage, skip)
-    size = bytes_of(stage, names.values())
+    size = bytes_of(source.path.parent, [source.path.name, *source.locations])
     return Report(
         source=str(source.folder or source.path),
         out=str(out),
@@ -73,3 +70,14 @@ def hand_on(
         versions=versions(),
         plan=Plan(()),
     )
+
+
+def _copy(names: Mapping[Path, str], stage: Path) -> None:
+    try:
+        for file, name in names.items():
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, stage / name)
+    except OSError as error:
+        raise OutputError(
+            f"the model cannot be copied: {error.strerror}", where=stage, hint="free some space"
+        ) from error

@@ -98,8 +98,7 @@ def working(out: Path, *, force: bool, key: Callable[[], str]) -> Iterator[Works
             _check_free(out, force)
             wanted = key()
             out.parent.mkdir(parents=True, exist_ok=True)
-            _claim(folder, wanted, held)
-            _bring_back(folder / _OLD, out)
+            _claim(folder, wanted, held, out)
             _check_free(out, force)
             space = Workspace(folder)
         except OSError as error:
@@ -147,7 +146,7 @@ def _bring_back(old: Path, out: Path) -> None:
         _remove(old)
 
 
-def _claim(folder: Path, key: str, held: contextlib.ExitStack) -> None:
+def _claim(folder: Path, key: str, held: contextlib.ExitStack, out: Path) -> None:
     """Make the folder, or take over what an earlier run left in it, and lock it.
 
     Raises:
@@ -168,6 +167,8 @@ def _claim(folder: Path, key: str, held: contextlib.ExitStack) -> None:
         found = json.loads(about.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
+    if isinstance(found, dict) and found.get("format") == _FORMAT:
+        _bring_back(folder / _OLD, out)
     if found == {"format": _FORMAT, "key": key}:
         return
     if not _is_worth_keeping(folder) and not (folder / _OLD).exists():
@@ -191,7 +192,7 @@ def _lock(path: Path, held: contextlib.ExitStack) -> bool:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # the latter is how some network file systems put it
         return False
     except OSError:  # a file system without locks
         return True
@@ -217,6 +218,8 @@ def _check_free(out: Path, force: bool) -> None:
     stands = out.exists() or out.is_symlink()
     if stands and not force:
         raise OutputError("the output exists", where=out, hint="choose another place or pass --force")
+    if stands and os.path.ismount(out):
+        raise OutputError("the output is a mount point", where=out, hint="name a folder in it")
     if stands and not out.is_dir():
         raise OutputError("the output exists and is not a folder", where=out, hint="choose another place")
     if stands and not out.is_symlink() and not (out / RESULT_MARK).is_file() and any(out.iterdir()):

@@ -6,13 +6,15 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 import catonnx
 from catonnx import errors
 from catonnx.errors import CatonnxError, NothingToOptimizeError
 from catonnx.report import FORMAT
-from tests.small_models import catonnx_, externalize, snapshot, write_feeds, write_mlp
+from tests.small_models import catonnx_, externalize, session, snapshot, write_feeds, write_mlp
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -53,7 +55,7 @@ def test_exit_codes_are_what_they_were_and_the_readme_lists_them() -> None:
     assert {
         kind.__name__: kind.exit_code for kind in CatonnxError.__subclasses__() if kind.__module__ == errors.__name__
     } == CODES
-    listed = re.search(r"Exit codes: (.*?)\n\n", README.read_text(encoding="utf-8"), re.DOTALL)
+    listed = re.search(r"Exit codes: (.*?interrupted)", README.read_text(encoding="utf-8"), re.DOTALL)
     assert listed
     assert set(map(int, re.findall(r"\b\d+\b", listed[1]))) == {0, *CODES.values(), 130}
 
@@ -114,3 +116,17 @@ def test_permission_changes_nothing_where_there_is_something_to_do(tmp_path: Pat
     model, feeds = write_mlp(tmp_path / "m" / "model.onnx"), write_feeds(tmp_path / "feeds.npz", 4, 64)
     recipe = catonnx.Recipe(calibration=str(feeds))
     assert catonnx.optimize(model, tmp_path / "out", recipe, allow_unchanged=allow).sites
+
+
+@pytest.mark.parametrize("taken", ["model.onnx", "catonnx.json"])
+def test_data_with_a_name_that_is_taken_moves(taken: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    write_mlp(source / "net.onnx", dtype="float64")
+    net = onnx.load(source / "net.onnx")
+    (source / "net.onnx").unlink()
+    onnx.save(net, source / "net.onnx", save_as_external_data=True, location=taken, size_threshold=0)
+    catonnx.optimize(source / "net.onnx", tmp_path / "out", allow_unchanged=True)
+    sample = {"x": np.ones((2, 64))}
+    before, after = (session(tmp_path / file).run(None, sample) for file in ("source/net.onnx", "out/model.onnx"))
+    np.testing.assert_array_equal(before[0], after[0])

@@ -17,8 +17,20 @@ from onnx import helper
 
 import catonnx
 from catonnx import Recipe
+from catonnx.errors import OutputError
 from catonnx.graph import load
-from tests.small_models import QUICK, catonnx_, externalize, session, snapshot, write_feeds, write_mlp
+from tests.small_models import (
+    QUICK,
+    catonnx_,
+    externalize,
+    first_sample,
+    relative,
+    run,
+    session,
+    snapshot,
+    write_feeds,
+    write_mlp,
+)
 
 RECIPE = Recipe(samples=2, seq_len=16)
 
@@ -231,3 +243,22 @@ def test_weights_in_constant_nodes_with_data_of_their_own(
     catonnx.optimize(source, tmp_path / "out", dataclasses.replace(RECIPE, scheme=scheme))
     session(tmp_path / "out" / "model.onnx")
     assert not (tmp_path / "out" / "weights.bin").exists()
+
+
+def test_data_called_like_our_copy_are_not_lost(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    write_mlp(folder / "model.onnx")
+    externalize(folder, "source.onnx")
+    feeds = write_feeds(tmp_path / "feeds.npz", 8, 64)
+    catonnx.optimize(folder, tmp_path / "out", catonnx.Recipe(scheme="float", calibration=str(feeds)))
+    sample = first_sample(feeds)
+    assert relative(run(folder, sample)["y"], run(tmp_path / "out", sample)["y"]) < 1e-5
+
+
+def test_a_place_that_is_none(tmp_path: Path) -> None:
+    model = write_mlp(tmp_path / "model.onnx")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for place in (tmp_path / "loop", Path("a\0b")):
+        with pytest.raises(OutputError, match="no place for an output|exists|nothing can be written"):
+            catonnx.optimize(model, place)

@@ -122,6 +122,61 @@ def test_stages_behind_a_checkpoint_do_not_run_again(
     assert _model(tmp_path / "out") == _model(tmp_path / "once")
 
 
+def test_sequential_rounding_goes_on_from_its_own_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = write_mlp(tmp_path / "m" / "model.onnx", (64, 48, 32, 64, 32, 48, 8))
+    feeds = write_feeds(tmp_path / "feeds.npz", 8, 64, samples=6)
+    recipe = Recipe(calibration=str(feeds), rounding="sequential")
+    monkeypatch.setattr(checkpoint.Checkpoint.__init__, "__defaults__", (0.0,))
+    run: list[int] = []
+    model, put = Stage.model, Kept.put
+    monkeypatch.setattr(Stage, "model", lambda stage, *given: run.append(stage.number) or model(stage, *given))  # type: ignore[func-returns-value]
+    catonnx.optimize(source, tmp_path / "once", recipe)
+    whole = list(run)
+
+    def cut_off(kept: Kept, kind: str, name: str = "", arrays: Any = None) -> None:
+        put(kept, kind, name, arrays)
+        if (kind, name) == ("rounded", "fc3"):
+            raise KeyboardInterrupt
+
+    run.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(Kept, "put", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            catonnx.optimize(source, tmp_path / "out", recipe)
+    catonnx.optimize(source, tmp_path / "out", recipe)
+    assert run == whole
+    assert _model(tmp_path / "out") == _model(tmp_path / "once")
+
+
+@pytest.mark.parametrize("harm", ["no index", "no value", "an empty value", "lost moments"])
+def test_a_checkpoint_that_is_not_whole_is_forgotten(
+    harm: str, case: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source, feeds, _ = case
+    recipe = Recipe(calibration=str(feeds))
+    monkeypatch.setattr(checkpoint.Checkpoint.__init__, "__defaults__", (0.0,))
+    catonnx.optimize(source, tmp_path / "once", recipe)
+    cut = _Cut(monkeypatch)
+    cut.left = 4
+    with pytest.raises(KeyboardInterrupt):
+        catonnx.optimize(source, tmp_path / "out", recipe)
+    cut.left = None
+    folder = tmp_path / ".out.catonnx"
+    (place,) = (folder / "live" / "measured").iterdir()
+    match harm:
+        case "no index":
+            (place / "index.json").unlink()
+        case "no value":
+            (place / "0.npy").unlink()
+        case "an empty value":
+            (place / "0.npy").write_bytes(b"")
+        case "lost moments":
+            for file in (folder / "kept").glob("moments-*"):
+                file.write_bytes(b"broken")
+    catonnx.optimize(source, tmp_path / "out", recipe)
+    assert _model(tmp_path / "out") == _model(tmp_path / "once")
+
+
 @pytest.mark.parametrize("what", ["model", "calibration", "recipe", "companion", "plan"])
 def test_work_for_something_else_is_refused(
     what: str, case: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

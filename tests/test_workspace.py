@@ -203,6 +203,16 @@ def test_a_run_that_was_killed_while_it_replaced_an_output(tmp_path: Path, new_s
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_an_output_that_was_moved_aside_comes_back_before_another_run_is_refused(tmp_path: Path) -> None:
+    folder = _cut_off(tmp_path / "out", "other")
+    (folder / "old").mkdir()
+    (folder / "old" / RESULT_MARK).write_text("old")
+    with pytest.raises(OutputError, match="work of another run"), open_(tmp_path / "out", force=True):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "out" / RESULT_MARK).read_text() == "old"
+    assert not (folder / "old").exists()
+
+
 def test_the_copy_is_made_once_and_what_lay_beside_it_in_passing_goes(tmp_path: Path) -> None:
     out, made = tmp_path / "out", []
 

@@ -62,8 +62,11 @@ class Source:
         """SHA-256 over the model file and all of its external data."""
         digest = hashlib.sha256()
         for file in (self.path, *(self.path.parent / location for location in self.locations)):
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            try:
+                with file.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+            except OSError as error:
+                raise ModelError(f"the model cannot be read: {error.strerror}", where=file) from error
         return digest.hexdigest()
 
 
@@ -118,7 +121,8 @@ def bring(source: Source, work: Path) -> Path:
         for location in sorted(external_locations(model)):
             (work / location).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.path.parent / location, work / location)
-        if _inline_bytes(model) <= _SPILL_BYTES:
+        # Data of the user's may have the name of our copy: then they are moved to another file.
+        if _inline_bytes(model) <= _SPILL_BYTES and COPY not in external_locations(model):
             shutil.copyfile(source.path, copy)
             return copy
     except OSError as error:
@@ -154,6 +158,18 @@ def load(path: Path) -> ir.Model:
     model = read(path)
     _normalize(model, path)
     ir.external_data.set_base_dir(model.graph, path.parent)  # the converter of old opsets forgets it in bodies
+    return model
+
+
+def runnable(path: Path) -> ir.Model:
+    """Read a model for running in parts: as it is but for its order, and with no initializer among its inputs.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    model = read(path)
+    common_passes.RemoveInitializersFromInputsPass()(model)
+    model.graph.sort()  # a cycle was refused by `load`
     return model
 
 

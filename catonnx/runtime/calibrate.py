@@ -81,8 +81,11 @@ def measure(
         kept.put(_KIND, site.name, total.to_arrays())
         return Decision()
 
+    lost = {name for name in requests if kept.get(_KIND, name) is None}
+    if checkpoint:
+        checkpoint.check(stages, lost)
     run_stages(
-        stages,
+        stages if lost else (),  # what is known is not run for
         feeds,
         visit,
         scratch=scratch,

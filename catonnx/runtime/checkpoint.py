@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from catonnx.errors import OutputError
-from catonnx.runtime.live import Live
+from catonnx.graph.stages import Stage
+from catonnx.runtime.live import Live, Way
 
 EVERY_SECONDS = 30.0
 """Time between two checkpoints: no more than this and one stage is lost."""
@@ -30,15 +32,41 @@ class Checkpoint:
         self._folder, self._every = folder, every
         self._latest = time.monotonic()
 
-    def restore(self, live: Live) -> int:
-        """Bring back what was kept last, and return the number of the stage that it follows; -1 if there is nothing."""
+    def reached(self) -> int:
+        """Return the number of the stage that was kept last; -1 if none was, or not as a whole."""
         done = [int(path.name) for path in self._folder.glob("*") if path.name.isdigit()]
         if not done:
             return -1
         place = self._folder / str(max(done))
-        for file, (way, name, sample) in json.loads((place / _INDEX).read_text(encoding="utf-8")).items():
-            live.put(way, name, sample, np.load(place / file, allow_pickle=False))
+        try:
+            for file in _index(place):
+                np.load(place / file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):  # cut off while it was cleared, or a power failure
+            return -1
         return max(done)
+
+    def check(self, stages: Sequence[Stage], lost: Container[str]) -> None:
+        """Forget what was kept if a site before it is lost: its rows are not handed over any more.
+
+        Args:
+            stages: Of the model.
+            lost: Names of sites of which nothing is known.
+        """
+        reached = self.reached()
+        sites = (tap.site.name for stage in stages if stage.number <= reached for tap in stage.arriving)
+        if any(name in lost for name in sites):
+            self.clear()
+
+    def restore(self, live: Live) -> int:
+        """Bring back what was kept last, and return the number of the stage that it follows; -1 if there is nothing."""
+        stage = self.reached()
+        if stage < 0:
+            self.clear()
+            return -1
+        place = self._folder / str(stage)
+        for file, (way, name, sample) in _index(place).items():
+            live.put(way, name, sample, np.load(place / file, allow_pickle=False))
+        return stage
 
     def save(self, stage: int, live: Live) -> None:
         """Keep what waits behind a stage, if it is time to; what was kept before goes.
@@ -49,7 +77,7 @@ class Checkpoint:
         if time.monotonic() - self._latest < self._every:
             return
         try:
-            self._folder.mkdir(exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
             for rest in self._folder.glob("*.part"):
                 shutil.rmtree(rest)
             old = list(self._folder.iterdir())
@@ -74,3 +102,9 @@ class Checkpoint:
     def clear(self) -> None:
         """Forget everything: the last stage has run."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _index(place: Path) -> dict[str, tuple[Way, str, int]]:
+    """Return which file holds which value: way, name and sample."""
+    index: dict[str, tuple[Way, str, int]] = json.loads((place / _INDEX).read_text(encoding="utf-8"))
+    return index

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 import catonnx
 from catonnx.errors import CalibrationError, VerificationError
@@ -113,3 +115,22 @@ def test_a_wrong_model_is_refused_in_parts_too(cut: list[int], monkeypatch: pyte
     with pytest.raises(VerificationError, match="differs from the source"):
         catonnx.optimize(model, tmp_path / "out", catonnx.Recipe(calibration=str(feeds)))
     assert max(cut) > 1
+
+
+@pytest.mark.parametrize("kind", ["initializers as inputs", "out of order"])
+def test_forms_that_onnx_runtime_takes_run_in_parts_too(kind: str, cut: list[int], tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        if kind == "out of order":
+            nodes = list(model.graph.node)[::-1]
+            del model.graph.node[:]
+            model.graph.node.extend(nodes)
+        else:
+            model.graph.input.extend(
+                helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                for tensor in model.graph.initializer
+            )
+
+    model = write_mlp(tmp_path / "model.onnx", edit=change)
+    feeds = write_feeds(tmp_path / "feeds.npz", 4, 64)
+    catonnx.optimize(model, tmp_path / "out", catonnx.Recipe(calibration=str(feeds)))
+    assert min(cut[:2]) > 1
