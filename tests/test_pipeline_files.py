@@ -260,5 +260,5 @@ def test_a_place_that_is_none(tmp_path: Path) -> None:
     model = write_mlp(tmp_path / "model.onnx")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for place in (tmp_path / "loop", Path("a\0b")):
-        with pytest.raises(OutputError, match="no place for an output|exists|nothing can be written"):
+        with pytest.raises(OutputError, match=r"no place for an output|exists|nothing can be written"):
             catonnx.optimize(model, place)
