@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import DTypeLike
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from typer.testing import CliRunner, Result
 
 from catonnx.cli import app
@@ -110,27 +110,6 @@ def externalize(folder: Path, location: str = "model.onnx_data") -> None:
     model = onnx.load(folder / "model.onnx")
     (folder / "model.onnx").unlink()
     onnx.save(model, folder / "model.onnx", save_as_external_data=True, location=location, size_threshold=0)
-
-
-def halve(model: onnx.ModelProto) -> None:
-    """Take a float32 model to float16: weights, constants, casts, and the types of its values."""
-    for tensor in (*model.graph.initializer, *_constants(model)):
-        if tensor.data_type == TensorProto.FLOAT:
-            array = numpy_helper.to_array(tensor).clip(-65504, 65504)
-            tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float16), tensor.name))
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
-                attribute.i = TensorProto.FLOAT16
-    del model.graph.value_info[:]
-    for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT16
-
-
-def _constants(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    nodes = (node for node in model.graph.node if node.op_type in ("Constant", "ConstantOfShape"))
-    return [attribute.t for node in nodes for attribute in node.attribute if attribute.name == "value"]
 
 
 def write_feeds(path: Path, *shape: int, samples: int = 4, name: str = "x", dtype: DTypeLike = np.float32) -> Path:

@@ -14,10 +14,10 @@ import pytest
 
 import catonnx
 from catonnx import Recipe, Report
+from models.dressing import halve
 from tests.small_models import (
     edited,
     first_sample,
-    halve,
     language_feeds,
     relative,
     run,
