@@ -43,7 +43,9 @@ def in_parts(model: ir.Model, limit: int = PART_BYTES) -> tuple[Stage, ...]:
 
 
 def _bytes(values: Iterable[ir.Value]) -> int:
-    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
+    """Return what constants take in memory; of 4-bit codes ONNX Runtime makes copies in other layouts."""
+    tensors = (value.const_value for value in values if value.const_value is not None)
+    return sum(max(tensor.nbytes, 2 * tensor.size) for tensor in tensors)
 
 
 class _Cutting:
