@@ -222,7 +222,8 @@ def _write_report(report: Report, stage: Path) -> None:
 
 def _key(source: load.Source, recipe: Recipe, plan: Plan | None) -> str:
     """Return a digest of all that the output depends on: model and companions, calibration, recipe, plan, versions."""
-    digest = hashlib.sha256(source.digest.encode())
+    with blaming(source.path, recipe.provider):
+        digest = hashlib.sha256(source.digest.encode())
     files = [Path(text) for text in recipe.texts if text != SELF]
     files += sorted(file for pattern in _COMPANIONS for file in source.path.parent.glob(pattern))
     for file in files:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 import catonnx
 from catonnx import Recipe
-from catonnx.errors import CalibrationError
+from catonnx.errors import CalibrationError, ModelError
 from catonnx.naming import printable
 from models.net import Net
 from tests.small_models import catonnx_, first_sample, relative, run, write_feeds, write_mlp
@@ -127,3 +127,14 @@ def test_errors_about_them_do_not_either(tmp_path: Path) -> None:
         assert "[...]" in line
         assert len(line) < 5000
         assert printable(refused.stderr) == refused.stderr
+
+
+def test_an_attribute_whose_type_is_not_that_of_its_data_is_refused(tmp_path: Path) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        attribute = model.graph.node[1].attribute.add(name="odd", ints=[1])
+        attribute.type = onnx.AttributeProto.GRAPHS
+
+    model = write_mlp(tmp_path / "model.onnx", edit=edit)
+    with pytest.raises(ModelError, match="field mismatch"):
+        catonnx.optimize(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
