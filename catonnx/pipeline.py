@@ -21,7 +21,7 @@ from catonnx.errors import NothingToOptimizeError, OutputError, UsageError
 from catonnx.graph import load
 from catonnx.graph.absorb_walk import continued_input
 from catonnx.graph.outputs import with_outputs
-from catonnx.graph.save import RESULT_MARK, copy_companions, spilling, write_model
+from catonnx.graph.save import RESULT_MARK, copy_companions, is_inside, spilling, write_model
 from catonnx.measures import Clock, bytes_of, peak_memory, versions
 from catonnx.outcome import Shifts, observer, rows_of
 from catonnx.plan import check_form, check_plan
@@ -225,7 +225,8 @@ def _key(source: load.Source, recipe: Recipe, plan: Plan | None) -> str:
     with blaming(source.path, recipe.provider):
         digest = hashlib.sha256(source.digest.encode())
     files = [Path(text) for text in recipe.texts if text != SELF]
-    files += sorted(file for pattern in _COMPANIONS for file in source.path.parent.glob(pattern))
+    beside = {file for pattern in _COMPANIONS for file in source.path.parent.glob(pattern)}
+    files += sorted(file for file in beside if is_inside(file, source.path))
     for file in files:
         with contextlib.suppress(OSError), file.open("rb") as stream:  # whoever needs it says what is wrong
             digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -205,3 +205,19 @@ def test_work_for_something_else_is_refused(
     assert not out.exists()
     shutil.rmtree(tmp_path / ".out.catonnx")
     catonnx.optimize(source, out, recipe, plan=plan)
+
+
+def test_what_a_link_beside_the_model_points_at_is_not_read(
+    case: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source, feeds, _ = case
+    (tmp_path / "secret.json").write_text("{}")
+    (source / "generation_config.json").symlink_to(tmp_path / "secret.json")
+    opened: list[str] = []
+    real = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *given, **named: opened.append(path.name) or real(path, *given, **named)
+    )  # type: ignore[func-returns-value]
+    catonnx.optimize(source, tmp_path / "out", Recipe(calibration=str(feeds)))
+    assert "feeds.npz" in opened
+    assert "generation_config.json" not in opened
