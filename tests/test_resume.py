@@ -215,9 +215,12 @@ def test_what_a_link_beside_the_model_points_at_is_not_read(
     (source / "generation_config.json").symlink_to(tmp_path / "secret.json")
     opened: list[str] = []
     real = Path.open
-    monkeypatch.setattr(
-        Path, "open", lambda path, *given, **named: opened.append(path.name) or real(path, *given, **named)
-    )  # type: ignore[func-returns-value]
+
+    def recorded(path: Path, *given: Any, **named: Any) -> Any:
+        opened.append(path.name)
+        return real(path, *given, **named)
+
+    monkeypatch.setattr(Path, "open", recorded)
     catonnx.optimize(source, tmp_path / "out", Recipe(calibration=str(feeds)))
     assert "feeds.npz" in opened
     assert "generation_config.json" not in opened
