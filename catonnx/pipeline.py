@@ -227,7 +227,7 @@ def _key(source: load.Source, recipe: Recipe, plan: Plan | None) -> str:
     files = [Path(text) for text in recipe.texts if text != SELF]
     beside = {file for pattern in _COMPANIONS for file in source.path.parent.glob(pattern)}
     files += sorted(file for file in beside if is_inside(file, source.path))
-    for file in files:
+    for file in filter(Path.is_file, files):  # a pipe would wait for somebody to write
         with contextlib.suppress(OSError), file.open("rb") as stream:  # whoever needs it says what is wrong
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     for name, array in {} if plan is None else plan.to_arrays().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -224,3 +225,10 @@ def test_what_a_link_beside_the_model_points_at_is_not_read(
     catonnx.optimize(source, tmp_path / "out", Recipe(calibration=str(feeds)))
     assert "feeds.npz" in opened
     assert "generation_config.json" not in opened
+
+
+def test_a_pipe_beside_the_model_is_not_waited_for(case: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    source, feeds, _ = case
+    os.mkfifo(source / "tokenizer.json")
+    catonnx.optimize(source, tmp_path / "out", Recipe(calibration=str(feeds)))
+    assert (tmp_path / "out" / "model.onnx").exists()
