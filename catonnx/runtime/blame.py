@@ -28,6 +28,6 @@ def blaming(model: Path, provider: str) -> Iterator[None]:
         yield
     except CatonnxError:
         raise
-    except Exception:
+    except Exception:  # any: which one a broken attribute ends in is chance, and it goes on if the model is sound
         open_session(model, provider=provider, optimization="basic")
         raise
