@@ -11,25 +11,20 @@ import dataclasses
 import functools
 import gc
 import hashlib
-import logging
 import shutil
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as common_passes
-from onnxscript import version_converter
 
 from catonnx.errors import CatonnxError, ModelError, OutputError
-from catonnx.graph.bodies import make_names_unique
-from catonnx.graph.save import OPSET, is_inside, write_model
+from catonnx.graph.external import check_external, external_locations, external_tensors
+from catonnx.graph.normalize import normalize, quiet, root_cause
+from catonnx.graph.save import write_model
 from catonnx.graph.soundness import check_sound
-
-NEWEST_OPSET = 26
-"""The newest opset that ONNX Runtime 1.31 loads."""
 
 COPY = "source.onnx"
 """What `bring` calls its copy."""
@@ -156,7 +151,7 @@ def load(path: Path) -> ir.Model:
             model's folder, or its opset cannot be brought to 21.
     """
     model = read(path)
-    _normalize(model, path)
+    normalize(model, path)
     ir.external_data.set_base_dir(model.graph, path.parent)  # the converter of old opsets forgets it in bodies
     return model
 
@@ -189,35 +184,15 @@ def read(path: Path) -> ir.Model:
         raise ModelError("this is not an ONNX model: it holds no graph", where=path, hint="export it again")
     check_sound(proto, path)
     try:
-        with _quiet("onnx_ir"):  # it warns of what `_check_whole` refuses
+        with quiet("onnx_ir"):  # it warns of what `_check_whole` refuses
             model = ir.serde.deserialize_model(proto)
     except ir.serde.SerdeError as error:
-        raise ModelError(f"the graph is not sound: {_root(error)}", where=path, hint="export it again") from error
+        raise ModelError(f"the graph is not sound: {root_cause(error)}", where=path, hint="export it again") from error
     _check_whole(model, path)
     ir.external_data.set_base_dir(model.graph, path.parent)
-    for tensor in _external_tensors(model):
-        _check_external(tensor, path)
+    for tensor in external_tensors(model):
+        check_external(tensor, path)
     return model
-
-
-@contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Let a library's logger tell of errors only, and Python of no warning."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _root(error: BaseException) -> BaseException:
-    """Return what an error began with; onnx-ir prints whole graphs around it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _check_whole(model: ir.Model, path: Path) -> None:
@@ -230,11 +205,6 @@ def _check_whole(model: ir.Model, path: Path) -> None:
         raise ModelError(
             f"nothing makes the value {value.name!r}", where=f"{path}, read by {reader}", hint="export it again"
         )
-
-
-def external_locations(model: ir.Model) -> set[str]:
-    """Return the external data files that a model names, relative to its folder."""
-    return {str(Path(tensor.location)) for tensor in _external_tensors(model)}
 
 
 def _model_in(folder: Path) -> Path:
@@ -250,126 +220,6 @@ def _model_in(folder: Path) -> Path:
     )
 
 
-def _external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
-    """Return the external tensors of a model, those of bodies and functions too."""
-    roots = [model.graph, *(function.graph for function in model.functions.values())]
-    graphs = [graph for root in roots for graph in (root, *root.subgraphs())]
-    initializers = (value.const_value for graph in graphs for value in graph.initializers.values())
-    attributes = (
-        attribute
-        for root in roots
-        for node in ir.traversal.RecursiveGraphIterator(root)
-        for attribute in node.attributes.values()
-        if not attribute.is_ref()
-    )
-    single = (item.value for item in attributes if item.type in (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS))
-    tensors = (tensor for value in single for tensor in (value if isinstance(value, Sequence) else (value,)))
-    return [tensor for tensor in (*initializers, *tensors) if isinstance(tensor, ir.ExternalTensor)]
-
-
-def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
-    """Refuse external data that is missing, too short, or outside the folder of the model."""
-    where = f"{path}, tensor {tensor.name!r}"
-    location = Path(tensor.location)
-    if location.is_absolute() or ".." in location.parts:
-        raise ModelError(
-            f"external data {str(location)!r} lies outside the model's folder",
-            where=where,
-            hint="such models are refused",
-        )
-    file = path.parent / location
-    if not _is_file(file):
-        raise ModelError(
-            f"external data file {str(location)!r} is missing", where=where, hint=f"put it beside {path.name}"
-        )
-    if not is_inside(file, path):
-        raise ModelError(
-            f"external data {str(location)!r} is a link out of the model's folder",
-            where=where,
-            hint="copy the file there",
-        )
-    offset, length, size = tensor.offset or 0, tensor.length, file.stat().st_size
-    expected = tensor.nbytes
-    if length is not None and length != expected:
-        raise ModelError(f"external data claims {length} bytes for a tensor of {expected}", where=where)
-    if offset < 0 or offset + expected > size:
-        raise ModelError(
-            f"external data file {str(location)!r} has {size} bytes, the tensor needs {offset} to {offset + expected}",
-            where=where,
-            hint="the file is truncated; copy it again",
-        )
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # no path at all: too long, say
-        return False
-
-
 def _inline_bytes(model: ir.Model) -> int:
     tensors = (value.const_value for value in model.graph.initializers.values())
     return sum(tensor.nbytes for tensor in tensors if tensor is not None and not isinstance(tensor, ir.ExternalTensor))
-
-
-def _normalize(model: ir.Model, path: Path) -> None:
-    imports = model.graph.opset_imports
-    if "ai.onnx" in imports:
-        imports.setdefault("", imports.pop("ai.onnx"))  # two spellings of one domain
-    opset = imports.get("")
-    if opset is None:
-        raise ModelError(
-            "the model does not say which opset its operators are of", where=path, hint="export it with opset 18 to 21"
-        )
-    if opset > NEWEST_OPSET:
-        raise ModelError(
-            f"the model's opset is {opset}; ONNX Runtime runs opsets up to {NEWEST_OPSET}",
-            where=path,
-            hint="export it with opset 18 to 21",
-        )
-    try:
-        common_passes.InlinePass()(model)
-    except (ir.passes.PassError, RuntimeError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"its functions cannot be put into the graph: {_root(error)}",
-            where=path,
-            hint="export it without functions",
-        ) from error
-    if opset < OPSET:
-        _convert(model, opset, path)
-    _lift_external_attributes(model)
-    common_passes.RemoveInitializersFromInputsPass()(model)
-    common_passes.RemoveUnusedNodesPass()(model)
-    common_passes.NameFixPass()(model)
-    make_names_unique(model.graph)
-    for index, node in enumerate(model.graph):
-        if not node.name:
-            node.name = f"{node.op_type}_{index}"
-    try:
-        model.graph.sort()
-    except ValueError as error:
-        raise ModelError(f"the graph is not sound: {error}", where=path, hint="export it again") from error
-
-
-def _lift_external_attributes(model: ir.Model) -> None:
-    """Bring tensors that attributes keep in files to where they are saved with the model: initializers, or memory."""
-    common_passes.LiftConstantsToInitializersPass()(model)
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        for name, attribute in list(node.attributes.items()):
-            if isinstance(attribute.value, ir.ExternalTensor):
-                node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy()))
-
-
-def _convert(model: ir.Model, opset: int, path: Path) -> None:
-    try:
-        with _quiet("onnxscript"):
-            version_converter.convert_version(model, target_version=OPSET, fallback=True)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ModelError(
-            f"opset {opset} cannot be converted to {OPSET}: {error}", where=path, hint=f"export it with opset {OPSET}"
-        ) from error
-    reached = model.graph.opset_imports.get("")
-    if reached != OPSET:
-        raise ModelError(
-            f"opset {opset} cannot be converted to {OPSET}", where=path, hint=f"export it with opset 18 or {OPSET}"
-        )

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from catonnx.errors import ModelError
 from catonnx.graph import load
+from catonnx.graph.external import external_locations
 from tests.graph.builder import Net, relative_error, run
 
 X = {"x": np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)}
@@ -192,7 +193,7 @@ def test_what_is_loaded_is_sorted_named_inlined_and_free_of_what_nobody_uses(mod
 def test_external_data_is_mapped_and_read(external: Path) -> None:
     expected = run(small().proto(), X)["y"]
     np.testing.assert_array_equal(run(load.load(external), X)["y"], expected)
-    assert load.external_locations(load.read(external)) == {"model.onnx_data"}
+    assert external_locations(load.read(external)) == {"model.onnx_data"}
 
 
 @pytest.mark.parametrize(
@@ -260,5 +261,5 @@ def test_large_inline_tensors_are_moved_to_a_file_that_can_be_mapped(
     work = tmp_path / "work"
     work.mkdir()
     copy = load.bring(load.find(model), work)
-    assert load.external_locations(load.read(copy)) == {"source.onnx_data"}
+    assert external_locations(load.read(copy)) == {"source.onnx_data"}
     np.testing.assert_array_equal(run(load.load(copy), X)["y"], run(small().proto(), X)["y"])

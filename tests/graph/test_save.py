@@ -12,6 +12,7 @@ import pytest
 from catonnx.errors import OutputError
 from catonnx.graph import load
 from catonnx.graph.edits import Names, float64_of, set_folded
+from catonnx.graph.external import external_locations
 from catonnx.graph.save import copy_companions, write_beside, write_model
 from tests.graph.builder import Net, run
 
@@ -61,7 +62,7 @@ def test_pending_folds_are_written_and_stay_pending_in_memory(net: Net, tmp_path
 def test_a_model_written_beside_its_data_refers_to_it_instead_of_copying_it(net: Net, tmp_path: Path) -> None:
     write_model(net.model(), tmp_path / "source.onnx")
     write_beside(load.load(tmp_path / "source.onnx"), tmp_path / "other.onnx")
-    assert load.external_locations(load.read(tmp_path / "other.onnx")) == {"source.onnx_data"}
+    assert external_locations(load.read(tmp_path / "other.onnx")) == {"source.onnx_data"}
     assert not (tmp_path / "other.onnx_data").exists()
 
 
