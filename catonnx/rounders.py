@@ -122,6 +122,10 @@ class _Remembering:
 
         return remembering
 
+    def lost(self, site: Site) -> bool:
+        """Whether a weight of a site is not remembered."""
+        return any(self._kept.get(*self._key(linear, _weight(linear))) is None for linear in site.selected)
+
     def _key(self, linear: Linear, weight: np.ndarray) -> tuple[str, str]:
         if linear not in self._alike:
             return "rounded", linear.name
@@ -230,13 +234,14 @@ def _sequential(
 
         rounder, weights = remembering(correcting), {}
         for linear in site.selected:
-            value = linear.node.inputs[1]
-            assert value is not None
-            weights[linear.name] = rounder(linear, float64_of(value)(), linear.dtype).dequantize()
+            weights[linear.name] = rounder(linear, _weight(linear), linear.dtype).dequantize()
         return Decision(weights, round_rows)
 
+    stages = cut(opened.model, opened.sites)
+    if checkpoint:
+        checkpoint.check(stages, remembering.lost)
     run_stages(
-        cut(opened.model, opened.sites),
+        stages,
         feeds,
         visit,
         scratch=scratch,
@@ -246,6 +251,12 @@ def _sequential(
     )
 
     return remembering(alone)  # no stage has a linear inside a body
+
+
+def _weight(linear: Linear) -> np.ndarray:
+    value = linear.node.inputs[1]
+    assert value is not None
+    return float64_of(value)()
 
 
 def _products(

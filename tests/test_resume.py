@@ -46,6 +46,18 @@ class _Cut:
         monkeypatch.setattr(Kept, "put", counted)
 
 
+def _cut_off_behind(monkeypatch: pytest.MonkeyPatch, kind: str, name: str) -> None:
+    """Interrupt a run behind one result."""
+    put = Kept.put
+
+    def cut_off(kept: Kept, put_kind: str, put_name: str = "", arrays: Any = None) -> None:
+        put(kept, put_kind, put_name, arrays)
+        if (put_kind, put_name) == (kind, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Kept, "put", cut_off)
+
+
 @pytest.fixture
 def case(tmp_path: Path) -> tuple[Path, Path, Path]:
     """Return a model, its calibration and a place for outputs."""
@@ -129,19 +141,13 @@ def test_sequential_rounding_goes_on_from_its_own_checkpoint(monkeypatch: pytest
     recipe = Recipe(calibration=str(feeds), rounding="sequential")
     monkeypatch.setattr(checkpoint.Checkpoint.__init__, "__defaults__", (0.0,))
     run: list[int] = []
-    model, put = Stage.model, Kept.put
+    model = Stage.model
     monkeypatch.setattr(Stage, "model", lambda stage, *given: run.append(stage.number) or model(stage, *given))  # type: ignore[func-returns-value]
     catonnx.optimize(source, tmp_path / "once", recipe)
     whole = list(run)
-
-    def cut_off(kept: Kept, kind: str, name: str = "", arrays: Any = None) -> None:
-        put(kept, kind, name, arrays)
-        if (kind, name) == ("rounded", "fc3"):
-            raise KeyboardInterrupt
-
     run.clear()
     with monkeypatch.context() as patched:
-        patched.setattr(Kept, "put", cut_off)
+        _cut_off_behind(patched, "rounded", "fc3")
         with pytest.raises(KeyboardInterrupt):
             catonnx.optimize(source, tmp_path / "out", recipe)
     catonnx.optimize(source, tmp_path / "out", recipe)
@@ -174,6 +180,26 @@ def test_a_checkpoint_that_is_not_whole_is_forgotten(
         case "lost moments":
             for file in (folder / "kept").glob("moments-*"):
                 file.write_bytes(b"broken")
+    catonnx.optimize(source, tmp_path / "out", recipe)
+    assert _model(tmp_path / "out") == _model(tmp_path / "once")
+
+
+@pytest.mark.parametrize("rounding", ["mse", "sequential"])
+def test_rounded_weights_that_a_power_failure_broke_are_rounded_again(
+    rounding: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = write_mlp(tmp_path / "m" / "model.onnx", (64, 48, 32, 64, 32, 48, 8))
+    recipe = Recipe(calibration=str(write_feeds(tmp_path / "feeds.npz", 8, 64, samples=6)), rounding=rounding)  # type: ignore[arg-type]
+    monkeypatch.setattr(checkpoint.Checkpoint.__init__, "__defaults__", (0.0,))
+    catonnx.optimize(source, tmp_path / "once", recipe)
+    with monkeypatch.context() as patched:
+        _cut_off_behind(patched, "rounded", "fc3")
+        with pytest.raises(KeyboardInterrupt):
+            catonnx.optimize(source, tmp_path / "out", recipe)
+    broken = list((tmp_path / ".out.catonnx" / "kept").glob("rounded-*"))
+    assert len(broken) >= 3
+    for file in broken:
+        file.write_bytes(b"broken")
     catonnx.optimize(source, tmp_path / "out", recipe)
     assert _model(tmp_path / "out") == _model(tmp_path / "once")
 

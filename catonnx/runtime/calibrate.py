@@ -83,7 +83,7 @@ def measure(
 
     lost = {name for name in requests if kept.get(_KIND, name) is None}
     if checkpoint:
-        checkpoint.check(stages, lost)
+        checkpoint.check(stages, lambda site: site.name in lost)
     run_stages(
         stages if lost else (),  # what is known is not run for
         feeds,

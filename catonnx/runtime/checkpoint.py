@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from catonnx.errors import OutputError
+from catonnx.graph.sites import Site
 from catonnx.graph.stages import Stage
 from catonnx.runtime.live import Live, Way
 
@@ -45,16 +46,15 @@ class Checkpoint:
             return -1
         return max(done)
 
-    def check(self, stages: Sequence[Stage], lost: Container[str]) -> None:
+    def check(self, stages: Sequence[Stage], lost: Callable[[Site], bool]) -> None:
         """Forget what was kept if a site before it is lost: its rows are not handed over any more.
 
         Args:
             stages: Of the model.
-            lost: Names of sites of which nothing is known.
+            lost: Whether something must still be found out about a site.
         """
         reached = self.reached()
-        sites = (tap.site.name for stage in stages if stage.number <= reached for tap in stage.arriving)
-        if any(name in lost for name in sites):
+        if any(lost(tap.site) for stage in stages if stage.number <= reached for tap in stage.arriving):
             self.clear()
 
     def restore(self, live: Live) -> int:
