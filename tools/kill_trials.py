@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tools.machine import surroundings
@@ -36,38 +37,47 @@ class LostError(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
-    choose, failures, kills, finished = random.Random(options.seed), list[str](), 0, 0
+    choose, tally, machine = random.Random(options.seed), Tally(), surroundings() | {"seed": options.seed}
     with tempfile.TemporaryDirectory(prefix="catonnx-kills-", dir=options.work) as place:
         source = Path(place, "source")
         shutil.copytree(options.model, source)
         before, wanted = _digests(source), Path(place, "wanted")
         begin = time.perf_counter()
         _command(source, wanted, options).wait()
-        seconds = time.perf_counter() - begin
+        tally.seconds = time.perf_counter() - begin
         digests = _model(wanted)
         for trial in range(options.trials):
             try:
-                for moment in sorted(choose.uniform(0.3, seconds) for _ in range(choose.randint(1, MOST_KILLS))):
-                    finished += _killed(source, Path(place, "out", "result"), moment, options, digests)
-                    kills += 1
+                for moment in sorted(choose.uniform(0.3, tally.seconds) for _ in range(choose.randint(1, MOST_KILLS))):
+                    tally.after_the_end += _killed(source, Path(place, "out", "result"), moment, options, digests)
+                    tally.kills += 1
                 _finished(source, Path(place, "out", "result"), options, digests)
                 if _digests(source) != before:
                     raise LostError("the source has changed")
             except LostError as error:
-                failures.append(f"trial {trial}: {error}")
-                print(failures[-1], file=sys.stderr)
+                tally.failures.append(f"trial {trial}: {error}")
+                print(tally.failures[-1], file=sys.stderr)
             shutil.rmtree(Path(place, "out"), ignore_errors=True)
-    row = Row(
-        "kill -9",
-        "trials with something lost",
-        f"{len(failures)} of {options.trials} ({kills} kills, {finished} of them after the end)",
-        "0",
-        not failures,
-        {"trials": options.trials, "kills": kills, "after_the_end": finished, "failures": failures, "seconds": seconds},
-    )
-    write_json(options.out, surroundings() | {"seed": options.seed}, [row])
-    print(markdown([row]))
-    return 0 if all_well([row]) else 1
+            tally.trials += 1
+            write_json(options.out, machine, [tally.row()])  # what is known, should this be cut off as well
+    print(markdown([tally.row()]))
+    return 0 if all_well([tally.row()]) else 1
+
+
+@dataclass
+class Tally:
+    """What was tried so far, and how long a whole run takes."""
+
+    trials: int = 0
+    kills: int = 0
+    after_the_end: int = 0
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def row(self) -> Row:
+        """Return it as a row of the table."""
+        lost = f"{len(self.failures)} of {self.trials} ({self.kills} kills, {self.after_the_end} of them after the end)"
+        return Row("kill -9", "trials with something lost", lost, "0", not self.failures, asdict(self))
 
 
 def _killed(source: Path, out: Path, moment: float, options: argparse.Namespace, wanted: list[str]) -> bool:
