@@ -93,3 +93,10 @@ class RuntimeUnavailableError(CatonnxError):
     """ONNX Runtime, or the execution provider asked for, is not available."""
 
     exit_code = 8
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return what an error began with; onnx-ir wraps errors in others that print whole graphs."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

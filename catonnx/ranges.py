@@ -72,7 +72,8 @@ def _judging(transform: Transform, weights: Sequence[np.ndarray], rows: np.ndarr
     """Return some columns of every linear, in the new basis, each linear weighed so that all are equally loud."""
     parts = []
     for weight in weights:
-        part = transform.solve(weight[:, :: stride(weight.shape[1], RANGE_COLUMNS)]).astype(np.float32)
+        part = transform.solve(weight[:, :: stride(weight.shape[1], RANGE_COLUMNS)])
+        part = (part / (np.max(np.abs(part), initial=0.0) or 1.0)).astype(np.float32)  # float32 may not hold it before
         loudness = float(np.linalg.norm(rows @ part))
-        parts.append(part / loudness if loudness > 0 else part)
+        parts.append(part / loudness if 0 < loudness < math.inf else part)
     return np.concatenate(parts, axis=1)

@@ -44,19 +44,25 @@ def test_an_activation_of_one_number_a_row_is_rounded(scheme: str, tmp_path: Pat
     assert report.sites[0].sqnr_before is not None
 
 
-def _norm() -> Net:
+def _norm(kind: str) -> Net:
     """A norm in plain operators."""
     net = Net(0)
     value = net.op("MatMul", net.input("x", ["rows", 8]), net.normal(8, 8))
+    if kind == "LayerNorm":
+        value = net.op("Sub", value, net.op("ReduceMean", value, net.constant([-1]), keepdims=1))
     squares = net.op("ReduceMean", net.op("Pow", value, net.constant(2.0)), net.constant([-1]), keepdims=1)
     root = net.op("Sqrt", net.op("Add", squares, net.constant(1e-2, "epsilon")))
-    net.output(net.op("MatMul", net.op("Mul", net.op("Div", value, root), net.vector(8)), net.normal(8, 4), result="y"))
+    value = net.op("Mul", net.op("Div", value, root), net.vector(8))
+    if kind == "LayerNorm":
+        value = net.op("Add", value, net.vector(8))
+    net.output(net.op("MatMul", value, net.normal(8, 4), result="y"))
     return net
 
 
-def test_a_source_that_onnx_runtime_fuses_to_another_function(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["RMSNorm", "LayerNorm"])
+def test_a_source_that_onnx_runtime_fuses_to_another_function(kind: str, tmp_path: Path) -> None:
     """It takes its own epsilon where that of the graph is an input with a default, as old exporters write it."""
-    proto = _norm().proto()
+    proto = _norm(kind).proto()
     name = next(tensor.name for tensor in proto.graph.initializer if tensor.name.startswith("epsilon"))
     proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
     onnx.save(proto, tmp_path / "model.onnx")

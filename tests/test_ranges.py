@@ -128,6 +128,11 @@ def test_a_weight_of_zeros_has_no_say() -> None:
     assert _found(rows, [*weights, np.zeros((WIDTH, 4))]) == _found(rows, weights)
 
 
+def test_weights_beyond_float32_are_judged_as_others_are() -> None:
+    rows, weights = _uneven(0)
+    assert _found(rows, [1e40 * weight for weight in weights]) == _found(rows, weights)
+
+
 def test_a_range_that_is_given_is_kept_where_tokens_have_their_own() -> None:
     rows, weights = _uneven(0)
     opened, _ = open_grid(replace(DYNAMIC, clip=0.77), WIDTH)

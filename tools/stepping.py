@@ -62,7 +62,7 @@ class Runner:
         """Append `tokens` int64 [1, n] and return the seconds that it took."""
         feeds = self._spec.feeds(tokens, self._length)
         if self._length == 0:
-            feeds |= self._spec.empty_past(1)
+            feeds |= self._spec.zero_past(1)
         binding = self._session.io_binding()
         begin = time.perf_counter()
         for name, array in feeds.items():

@@ -20,9 +20,9 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as common_passes
 
-from catonnx.errors import CatonnxError, ModelError, OutputError
+from catonnx.errors import CatonnxError, ModelError, OutputError, root_cause
 from catonnx.graph.external import check_external, external_locations, external_tensors
-from catonnx.graph.normalize import normalize, quiet, root_cause
+from catonnx.graph.normalize import normalize, quiet
 from catonnx.graph.save import write_model
 from catonnx.graph.soundness import check_sound
 

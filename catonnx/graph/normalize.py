@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as common_passes
 from onnxscript import version_converter
 
-from catonnx.errors import ModelError
+from catonnx.errors import ModelError, root_cause
 from catonnx.graph.bodies import make_names_unique
 from catonnx.graph.save import OPSET
 
@@ -103,10 +103,3 @@ def quiet(name: str) -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """Return what an error began with; onnx-ir prints whole graphs around it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

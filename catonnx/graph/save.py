@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
 import onnx_ir as ir
 
-from catonnx.errors import OutputError
+from catonnx.errors import CatonnxError, OutputError, root_cause
 
 OPSET = 21
 """What we write: the first opset with int4 tensors and blocked DequantizeLinear."""
@@ -32,9 +33,10 @@ def write_model(model: ir.Model, path: Path) -> None:
 
     Raises:
         OutputError: if the disk is full or the folder not writable.
+        VerificationError: if a pending fold overflows its type.
     """
     model.ir_version = max(IR_VERSION, min(model.ir_version, 13))
-    try:
+    with _explained(path):
         ir.save(
             model,
             path,
@@ -43,10 +45,6 @@ def write_model(model: ir.Model, path: Path) -> None:
             max_workers=1,
             max_in_flight_bytes=1 << 28,
         )
-    except OSError as error:
-        raise OutputError(
-            f"the model cannot be written: {error.strerror or error}", where=path.parent, hint="free some space"
-        ) from error
 
 
 def write_beside(model: ir.Model, path: Path) -> None:
@@ -57,7 +55,7 @@ def write_beside(model: ir.Model, path: Path) -> None:
         path: A new file there.
 
     Raises:
-        OutputError: as `write_model`.
+        OutputError, VerificationError: as `write_model`.
     """
     model.ir_version = max(IR_VERSION, min(model.ir_version, 13))
     own = [
@@ -69,19 +67,32 @@ def write_beside(model: ir.Model, path: Path) -> None:
     ]
     before = [value.const_value for value in own]
     try:
-        tensors = [tensor for tensor in before if tensor is not None]
-        if tensors:  # without any, an empty file would be written
-            moved = ir.external_data.convert_tensors_to_external(tensors, path.parent, _free_name(path, "_data"))
-            for value, external in zip(own, moved, strict=True):
-                value.const_value = external
-        ir.save(model, path)
+        with _explained(path):
+            tensors = [tensor for tensor in before if tensor is not None]
+            if tensors:  # without any, an empty file would be written
+                moved = ir.external_data.convert_tensors_to_external(tensors, path.parent, _free_name(path, "_data"))
+                for value, external in zip(own, moved, strict=True):
+                    value.const_value = external
+            ir.save(model, path)
+    finally:
+        for value, tensor in zip(own, before, strict=True):
+            value.const_value = tensor
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into one of ours, and let go through what pending folds raise."""
+    try:
+        yield
     except OSError as error:
         raise OutputError(
             f"the model cannot be written: {error.strerror or error}", where=path.parent, hint="free some space"
         ) from error
-    finally:
-        for value, tensor in zip(own, before, strict=True):
-            value.const_value = tensor
+    except ir.serde.SerdeError as error:  # around whatever a tensor raised that is small enough for the model file
+        cause = root_cause(error)
+        if isinstance(cause, CatonnxError):
+            raise cause from None
+        raise
 
 
 Spill: TypeAlias = Callable[[ir.TensorProtocol], ir.TensorProtocol]

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import Message
 from onnx import TensorProto
 
 from catonnx.errors import ModelError
@@ -37,19 +38,32 @@ _FIELDS: dict[str, tuple[int, ...]] = {
 
 
 def check_sound(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse a model whose tensors do not hold what they claim, or whose functions have no end.
+    """Refuse a model with names that are no text, tensors that do not hold what they claim or functions without end.
 
     Args:
         model: As it was parsed; external data is not looked at.
         path: Its file.
 
     Raises:
-        ModelError: naming the tensor or the function.
+        ModelError: naming the text, the tensor or the function.
     """
+    _check_text(model, path)
     graphs = [model.graph, *(function for function in model.functions)]
     for tensor in _tensors(graphs):
         _check_tensor(tensor, path)
     _check_functions(model, path)
+
+
+def _check_text(message: Message, path: Path) -> None:
+    """Refuse strings that are not UTF-8: protobuf gives them as bytes, and takes them back from nobody."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for part in (value,) if isinstance(value, (str, bytes, Message)) else value:
+            if isinstance(part, bytes):
+                raise ModelError(f"{field.full_name} {part!r} is not UTF-8", where=path, hint="export the model again")
+            if isinstance(part, Message):
+                _check_text(part, path)
 
 
 def _tensors(graphs: Sequence[onnx.GraphProto | onnx.FunctionProto]) -> Iterator[TensorProto]:

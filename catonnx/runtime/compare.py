@@ -12,7 +12,7 @@ from catonnx.progress import Progress, silent
 from catonnx.runtime.divergence import ValueDifference
 from catonnx.runtime.feeds import Feeds
 from catonnx.runtime.recording import Comparison, Recording, check_finite, check_outputs, check_shape
-from catonnx.runtime.running import Runnable, opened
+from catonnx.runtime.running import Request, Runnable, opened
 from catonnx.runtime.spool import Spool
 
 __all__ = ["Comparison", "SiteDifference", "SitePair", "compare_models", "first_difference"]
@@ -116,7 +116,7 @@ def first_difference(
         names = [pair.reference for pair in pairs]
         with opened(reference, provider=provider, config=reference_config, scratch=scratch) as model:
             check_outputs(names, model, reference)
-            for index, values in enumerate(model.run([(sample, names) for sample in feeds])):
+            for index, values in enumerate(model.run([Request(sample, names) for sample in feeds])):
                 check_finite(names, values, index)
                 spool.put(index, [pair.expected(value) for pair, value in zip(pairs, values, strict=True)])
 
@@ -124,7 +124,7 @@ def first_difference(
         differences = [ValueDifference() for _ in pairs]
         with opened(candidate, provider=provider, config=candidate_config, scratch=scratch) as model:
             check_outputs(names, model, candidate)
-            for index, values in enumerate(model.run([(sample, names) for sample in feeds])):
+            for index, values in enumerate(model.run([Request(sample, names) for sample in feeds])):
                 for position, pair in enumerate(pairs):
                     expected = spool.get(index, position)
                     check_shape(expected, values[position], pair.name)

@@ -42,7 +42,7 @@ class Decoder:
 
     def start(self, batch: int) -> None:
         """Forget everything and be ready for `batch` new texts."""
-        self._empty = self._spec.empty_past(batch)
+        self._empty = self._spec.zero_past(batch)
         self._cache: dict[str, object] = {}
         self.length = 0
 

@@ -123,10 +123,10 @@ class InputSpec:
         """Whether the model takes past keys and values."""
         return bool(self.past_names)
 
-    def empty_past(self, batch: int) -> Feeds:
-        """Return a cache of zero positions for `batch` sequences: arrays [batch, heads, 0, head width]."""
+    def zero_past(self, batch: int, length: int = 0) -> Feeds:
+        """Return a cache of zeros for `batch` sequences: arrays [batch, heads, length, head width]."""
         by_name = {item.name: item for item in self.inputs}
-        return {name: _zeros(by_name[name], (batch, None, 0, None)) for name in self.past_names}
+        return {name: _zeros(by_name[name], (batch, None, length, None)) for name in self.past_names}
 
     def feeds(self, tokens: np.ndarray, past_length: int = 0) -> Feeds:
         """Return every input but the cache for `tokens` int64 [batch, sequence] that follow `past_length` others.
@@ -150,7 +150,7 @@ class InputSpec:
 
     def first_feeds(self, tokens: np.ndarray) -> Feeds:
         """Return all inputs for `tokens` int64 [batch, sequence] at the start of a text: `feeds` and an empty cache."""
-        return self.feeds(tokens) | self.empty_past(len(tokens))
+        return self.feeds(tokens) | self.zero_past(len(tokens))
 
 
 def token_feeds(spec: InputSpec, rows: np.ndarray) -> list[Feeds]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,7 +151,7 @@ class Recording:
                     hint="give inputs of more than zero rows",
                 )
             if self._continued:
-                self._spool.put(len(self._feeds), [self._continued_logits(reference, next(values_of))])
+                self._spool.put(len(self._feeds), [_continued_logits(values_of)])
 
     def compare(
         self,
@@ -195,37 +195,27 @@ class Recording:
                         logits.add(reference, actual)
                 self._progress("compare", index + 1, len(self._feeds))
             if self._continued:
-                actual = self._continued_logits(judged, next(values_of))
                 differences[CONTINUED] = ValueDifference()
-                differences[CONTINUED].add(self._spool.get(len(self._feeds), 0), actual)
+                differences[CONTINUED].add(self._spool.get(len(self._feeds), 0), _continued_logits(values_of))
         return Comparison(differences, logits)
 
     def _requests(self, model: Running) -> list[Request]:
-        """Return what is run: every sample, and the first of two pieces of the first one, whose cache is kept."""
-        requests: list[Request] = [(sample, self._names) for sample in self._feeds]
+        """Return what is run: every sample, and the beginning of the first one in two pieces."""
+        requests = [Request(sample, self._names) for sample in self._feeds]
         if self._continued:
-            spec, (first, _) = InputSpec.of(tuple(model.inputs)), self._pieces()
-            presents = [present_name(name, set(model.outputs)) for name in spec.past_names]
-            requests.append((spec.first_feeds(first), [LOGITS, *presents]))
+            spec, tokens = InputSpec.of(tuple(model.inputs)), self._feeds[0]["input_ids"][:1, :_CONTINUED_TOKENS]
+            half, outputs = tokens.shape[1] // 2, set(model.outputs)
+            caches = {name: present_name(name, outputs) for name in spec.past_names}
+            requests.append(Request(spec.first_feeds(tokens[:, :half]), [LOGITS]))
+            rest = spec.feeds(tokens[:, half:], half) | spec.zero_past(1, half)
+            requests.append(Request(rest, [LOGITS], caches))
         return requests
 
-    def _continued_logits(self, model: Running, values: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the logits of the first tokens of a sample, fed in two pieces through the model's own cache.
 
-        Args:
-            model: The model.
-            values: What the first piece gave: logits and the cache.
-        """
-        spec, (first, second) = InputSpec.of(tuple(model.inputs)), self._pieces()
-        logits, *cache = values
-        rest = spec.feeds(second, first.shape[1]) | dict(zip(spec.past_names, cache, strict=True))
-        [[more]] = model.run([(rest, [LOGITS])])
-        return np.concatenate([logits, more], axis=1)
-
-    def _pieces(self) -> tuple[np.ndarray, np.ndarray]:
-        tokens = self._feeds[0]["input_ids"][:1, :_CONTINUED_TOKENS]
-        half = tokens.shape[1] // 2
-        return tokens[:, :half], tokens[:, half:]
+def _continued_logits(values_of: Iterator[Sequence[np.ndarray]]) -> np.ndarray:
+    """Return the logits of both pieces, the second fed from the cache that the first left."""
+    [first], [second] = values_of
+    return np.concatenate([first, second], axis=1)
 
 
 def compared_outputs(names: Iterable[str]) -> list[str]:

@@ -7,8 +7,9 @@ read once for all inputs.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -19,7 +20,7 @@ import onnx_ir as ir
 from catonnx.errors import CalibrationError
 from catonnx.graph.parts import in_parts
 from catonnx.graph.save import write_beside
-from catonnx.graph.stages import Stage
+from catonnx.graph.stages import Stage, reads
 from catonnx.runtime.feeds import Feeds, ModelInput, check_feeds, graph_inputs, model_inputs
 from catonnx.runtime.fusion import WRITE_OPTIMIZED, OptimizedGraph, read_optimized
 from catonnx.runtime.live import Live
@@ -52,8 +53,20 @@ Runnable: TypeAlias = str | Path | Unwritten
 """A file is run whole."""
 
 
-Request: TypeAlias = tuple[Feeds, Sequence[str]]
-"""Inputs of one sample, and which outputs are wanted of it."""
+@dataclass(frozen=True)
+class Request:
+    """One run of a model.
+
+    Attributes:
+        feeds: Inputs.
+        outputs: Names of the outputs that are wanted.
+        continued: Inputs that are outputs of the request before: input name -> output name. What `feeds` holds for them
+            tells their shapes, as long as nothing but that is read: a model may begin with the length of its cache.
+    """
+
+    feeds: Feeds
+    outputs: Sequence[str]
+    continued: Mapping[str, str] = field(default_factory=dict)
 
 
 class Running(Protocol):
@@ -68,10 +81,10 @@ class Running(Protocol):
         """What it gives: the names of its outputs, and whether each is a tensor of numbers or flags."""
 
     def run(self, requests: Sequence[Request]) -> Iterator[list[np.ndarray]]:
-        """Yield the outputs that are asked for, for each sample.
+        """Yield the outputs that are asked for, for each request.
 
         Raises:
-            CalibrationError: no feeds, or feeds that do not fit the inputs.
+            CalibrationError: no requests, or feeds that do not fit the inputs.
             ModelError: ONNX Runtime failed.
         """
 
@@ -159,8 +172,12 @@ class _Whole:
 
     def run(self, requests: Sequence[Request]) -> Iterator[list[np.ndarray]]:
         """See `Running.run`."""
-        for sample, names in _checked(requests, self.inputs):
-            yield run(self._session, names, sample)
+        before: dict[str, np.ndarray] = {}
+        for request, handed in _checked(requests, self.inputs):
+            names = list(dict.fromkeys([*request.outputs, *handed]))
+            feeds = request.feeds | {name: before[output] for name, output in request.continued.items()}
+            before = dict(zip(names, run(self._session, names, feeds), strict=True))
+            yield [before[name] for name in request.outputs]
 
 
 class _InParts:
@@ -176,30 +193,72 @@ class _InParts:
     ) -> None:
         self._folder, self._parts, self._options = model.folder, parts, options
         self._scratch, self._see = scratch, see
+        self._makers = {str(value.name): part.number for part in parts for value in part.outputs}
         self.inputs = graph_inputs(model.model)
         self.outputs = {str(value.name): _is_numeric(value) for value in model.model.graph.outputs}
 
     def run(self, requests: Sequence[Request]) -> Iterator[list[np.ndarray]]:
         """See `Running.run`."""
         see, self._see = self._see, None
-        samples, names = zip(*_checked(requests, self.inputs), strict=True)
+        checked = list(_checked(requests, self.inputs))
+        sweeps = [0, *(number for number, (request, _) in enumerate(checked) if self._reads_early(request))]
+        before: Feeds = {}
+        for begin, end in itertools.pairwise([*sweeps, len(checked)]):
+            (first, handed), *rest = checked[begin:end]
+            fed = first.feeds | {name: before[output] for name, output in first.continued.items()}
+            sweep = [(Request(fed, first.outputs), handed), *rest]
+            with Live([request.feeds for request, _ in sweep], ("float",), self._folder, MEMORY) as live:
+                self._sweep(sweep, live, see)
+                see = None
+                for sample, (request, _) in enumerate(sweep):
+                    yield [live.get("float", name, sample) for name in request.outputs]
+                before = {name: live.get("float", name, len(sweep) - 1) for name in sweep[-1][1]}
+
+    def _reads_early(self, request: Request) -> bool:
+        """Whether a part reads of the request before what a later part makes: all of that has to run first."""
+        return any(
+            not self._is_made(request.continued[str(value.name)], part)
+            and any(node.op_type != "Shape" and value in reads(node, part.source.graph) for node in part.nodes)
+            for part in self._parts
+            for value in part.inputs
+            if value.name in request.continued
+        )
+
+    def _is_made(self, output: str, part: Stage) -> bool:
+        """Whether an output is there when a part has run."""
+        return self._makers.get(output, 0) <= part.number
+
+    def _sweep(
+        self,
+        requests: Sequence[tuple[Request, Collection[str]]],
+        live: Live,
+        see: Callable[[OptimizedGraph], None] | None,
+    ) -> None:
+        """Run every part that is needed, once; its constants are read once for all requests."""
         read = [{str(value.name) for value in part.inputs} for part in self._parts]
-        with Live(samples, ("float",), self._folder, MEMORY) as live:
-            for part in self._parts:
-                later = set[str]().union(*read[part.number + 1 :])
-                outputs = [
-                    [str(value.name) for value in part.outputs if value.name in later.union(wanted)] for wanted in names
-                ]
-                if any(outputs) or see:
-                    self._run_part(part, outputs, live, see)
-            for sample, wanted in enumerate(names):
-                yield [live.get("float", name, sample) for name in wanted]
+        for part in self._parts:
+            later = set[str]().union(*read[part.number + 1 :])
+            outputs = [
+                [str(value.name) for value in part.outputs if value.name in later.union(request.outputs, handed)]
+                for request, handed in requests
+            ]
+            if any(outputs) or see:
+                self._run_part(part, [request for request, _ in requests], outputs, live, see)
 
     def _run_part(
-        self, part: Stage, outputs: Sequence[Sequence[str]], live: Live, see: Callable[[OptimizedGraph], None] | None
+        self,
+        part: Stage,
+        requests: Sequence[Request],
+        outputs: Sequence[Sequence[str]],
+        live: Live,
+        see: Callable[[OptimizedGraph], None] | None,
     ) -> None:
         def arrays(sample: int) -> Feeds:
-            return {str(value.name): live.get("float", str(value.name), sample) for value in part.inputs}
+            made = {name: output for name, output in requests[sample].continued.items() if self._is_made(output, part)}
+            return {
+                name: live.get("float", made.get(name, name), sample - (name in made))
+                for name in (str(value.name) for value in part.inputs)
+            }
 
         model, what = part.model(arrays(0)), f"part {part.number + 1} of {len(self._parts)} of the model"
         with (
@@ -219,11 +278,12 @@ def check_some(samples: Sequence[object]) -> None:
         raise CalibrationError("there are no inputs to compare on", hint="give text, or inputs in an .npz file")
 
 
-def _checked(requests: Sequence[Request], inputs: Sequence[ModelInput]) -> Iterator[Request]:
+def _checked(requests: Sequence[Request], inputs: Sequence[ModelInput]) -> Iterator[tuple[Request, Collection[str]]]:
+    """Yield each request, and which of its outputs the next one continues from."""
     check_some(requests)
-    for index, (sample, names) in enumerate(requests):
-        check_feeds(sample, inputs, where=f"sample {index}")
-        yield sample, names
+    for index, request in enumerate(requests):
+        check_feeds(request.feeds, inputs, where=f"sample {index}")
+        yield request, requests[index + 1].continued.values() if index + 1 < len(requests) else ()
 
 
 def _is_numeric(value: ir.Value) -> bool:

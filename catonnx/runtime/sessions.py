@@ -23,14 +23,17 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 Provider = Literal["cpu", "cuda"]
-Optimization = Literal["all", "extended", "basic"]
+Optimization = Literal["all", "extended", "basic", "as written"]
 
 PROVIDER_NAMES: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _OPTIMIZATION_NAMES: Mapping[str, str] = {
     "all": "ORT_ENABLE_ALL",
     "extended": "ORT_ENABLE_EXTENDED",
     "basic": "ORT_ENABLE_BASIC",
+    "as written": "ORT_ENABLE_BASIC",
 }
+_FUSIONS = ("LayerNormFusionL1", "GeluFusionL1")
+"""What of the basic level makes one node of several, from opsets 17 and 20 on."""
 
 _SEVERITY_ERROR, _SEVERITY_FATAL = 3, 4  # ONNX Runtime's scale: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
@@ -172,40 +175,49 @@ def open_session(
     for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)
 
-    session = _open(path, options, wanted, scratch)
+    session = _open(path, options, wanted, _FUSIONS if optimization == "as written" else (), scratch)
     if wanted[0] not in session.get_providers():
         raise _provider_missing(provider, "is installed but did not start")
     return session
 
 
-def _open(path: Path, options: Any, providers: Sequence[str], scratch: str | Path | None) -> InferenceSession:
+def _open(
+    path: Path, options: Any, providers: Sequence[str], without: Sequence[str], scratch: str | Path | None
+) -> InferenceSession:
     """Open a model; its float32 twin, if it holds bfloat16 that does not run or cannot be fed."""
     try:
-        session = _opened(path, options, providers)
+        session = _opened(path, options, providers, without)
     except runtime_errors() as error:
         if "bfloat16" in str(error) or (path.suffix == ".onnx" and needs_twin(path)):
-            return _open_twin(path, options, providers, scratch)
+            return _open_twin(path, options, providers, without, scratch)
         raise explain(error, path) from error
     if providers[0] not in session.get_providers():
         return session  # whoever asked will say so
     if any("bfloat16" in node.type for node in (*session.get_inputs(), *session.get_outputs())):
-        return _open_twin(path, options, providers, scratch)
+        return _open_twin(path, options, providers, without, scratch)
     return session
 
 
-def _opened(path: Path, options: Any, providers: Sequence[str]) -> InferenceSession:
-    # Without enable_fallback=0 a provider that fails to start is replaced by the CPU, with a line on stdout.
-    return import_onnxruntime().InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+def _opened(path: Path, options: Any, providers: Sequence[str], without: Sequence[str]) -> InferenceSession:
+    return import_onnxruntime().InferenceSession(
+        str(path),
+        options,
+        providers=providers,
+        disabled_optimizers=without,
+        enable_fallback=0,  # or a provider that fails to start is replaced by the CPU, with a line on stdout
+    )
 
 
-def _open_twin(path: Path, options: Any, providers: Sequence[str], scratch: str | Path | None) -> InferenceSession:
+def _open_twin(
+    path: Path, options: Any, providers: Sequence[str], without: Sequence[str], scratch: str | Path | None
+) -> InferenceSession:
     folder = temporary_folder(scratch)
     twin = Path(folder.name) / "twin.onnx"
     try:
         with naming(twin, path):
             write_twin(path, twin)
             try:
-                session = _opened(twin, options, providers)
+                session = _opened(twin, options, providers, without)
             except runtime_errors() as error:
                 raise explain(error, twin) from error
     except BaseException:  # a Ctrl-C as well

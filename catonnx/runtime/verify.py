@@ -28,7 +28,7 @@ TOLERANCE = {"float": 1e-4, "double": 1e-4, "float16": 2e-2, "bfloat16": 2e-2}
 
 In float32 the transforms themselves cost 1e-6 to 1e-5 on real models: another order of summation, nothing more."""
 
-AS_WRITTEN: Optimization = "basic"
+AS_WRITTEN: Optimization = "as written"
 """How far ONNX Runtime may rewrite two graphs that have to agree.
 
 Its fusions may change the function: 1.31 makes the epsilon of a norm in plain operators 1e-5 where it is an initializer

@@ -96,6 +96,17 @@ def test_tensors_that_do_not_hold_what_they_claim(edit: Edit, said: str, tmp_pat
     assert "tensor '" in str(caught.value)
 
 
+@pytest.mark.parametrize(("text", "field"), [("node-name", "NodeProto.name"), ("a-value", "NodeProto.output")])
+def test_text_that_is_not_utf8(text: str, field: str, tmp_path: Path) -> None:
+    model = _model()
+    model.graph.node[0].name = "node-name"
+    model.graph.node[0].output[0] = "a-value"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString().replace(text.encode(), text.replace("-", "\x80").encode("latin-1")))
+    with pytest.raises(ModelError, match=rf"onnx\.{field} b'\w+\\x80\w+' is not UTF-8"):
+        read(path)
+
+
 @pytest.mark.parametrize(
     "array",
     [

@@ -13,10 +13,13 @@ import catonnx
 from catonnx.errors import CalibrationError, VerificationError
 from catonnx.graph import load
 from catonnx.graph.parts import in_parts
+from catonnx.graph.stages import Stage
 from catonnx.passes import insert
 from catonnx.runtime import running
+from catonnx.runtime.decoding import present_name
+from catonnx.runtime.feeds import InputSpec
 from catonnx.runtime.fusion import OptimizedGraph
-from catonnx.runtime.running import Unwritten, opened
+from catonnx.runtime.running import Request, Unwritten, opened
 from tests.small_models import language_feeds, write_feeds, write_mlp
 
 LIMIT = 1 << 14
@@ -50,22 +53,77 @@ def test_all_outputs_are_the_models_own(
     ]
     with opened(folder / "model.onnx") as model:
         names, inputs = list(model.outputs), model.inputs
-        expected = list(model.run([(sample, names) for sample in samples]))
+        expected = list(model.run([Request(sample, names) for sample in samples]))
     with opened(Unwritten(load.read(reference), tmp_path, reference)) as model:
         assert model.inputs == inputs
         assert dict.fromkeys(names, True) == model.outputs
-        actual = list(model.run([(sample, names) for sample in samples]))
+        actual = list(model.run([Request(sample, names) for sample in samples]))
     assert cut[0] > 3
     for sample in range(2):
         for output, here, there in zip(names, expected[sample], actual[sample], strict=True):
             np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-5, err_msg=output)
 
 
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2"])
+def test_a_text_goes_on_from_the_cache_of_the_piece_before(
+    name: str, request: pytest.FixtureRequest, cut: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reference = load.bring(load.find(request.getfixturevalue(name)), tmp_path)
+    ran: list[int] = []
+    model_of = Stage.model
+    monkeypatch.setattr(Stage, "model", lambda part, *given: ran.append(part.number) or model_of(part, *given))  # type: ignore[func-returns-value]
+    tokens = np.arange(12).reshape(1, 12)
+    for model in (reference, Unwritten(load.read(reference), tmp_path, reference)):
+        with opened(model) as running:
+            spec, outputs = InputSpec.of(tuple(running.inputs)), set(running.outputs)
+            caches = {past: present_name(past, outputs) for past in spec.past_names}
+            requests = [
+                Request(spec.first_feeds(tokens), ["logits"]),
+                Request(spec.first_feeds(tokens[:, :5]), ["logits"]),
+                Request(spec.feeds(tokens[:, 5:], 5) | spec.zero_past(1, 5), ["logits"], caches),
+            ]
+            [[at_once], [first], [second]] = running.run(requests)
+        np.testing.assert_allclose(np.concatenate([first, second], axis=1), at_once, rtol=1e-3, atol=1e-4)
+    assert ran == list(range(cut[0]))  # all pieces in one sweep
+    assert cut[0] > 3
+
+
+def test_what_the_first_part_reads_of_the_last_is_waited_for(cut: list[int], tmp_path: Path) -> None:
+    """The state enters before the first linear and leaves behind the last."""
+
+    def recurrent(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        width, output = model.graph.initializer[0].dims[0], graph.output[0].name
+        state = helper.make_tensor_value_info("state", onnx.TensorProto.FLOAT, ["rows", width])
+        first = graph.node[0]
+        graph.node.insert(0, helper.make_node("Add", [first.input[0], "state"], ["entered"]))
+        first.input[0] = "entered"
+        graph.node.append(helper.make_node("Tanh", [output], ["left"]))
+        graph.input.append(state)
+        graph.output.append(helper.make_tensor_value_info("left", onnx.TensorProto.FLOAT, ["rows", width]))
+
+    path = write_mlp(tmp_path / "model.onnx", (64, 64, 64, 64), edit=recurrent)
+    rows = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    results = []
+    for model in (path, Unwritten(load.read(path), tmp_path, path)):
+        with opened(model) as running:
+            name = next(item.name for item in running.inputs if item.name != "state")
+            requests = [
+                Request({name: rows, "state": np.zeros_like(rows)}, ["left"]),
+                Request({name: -rows, "state": np.zeros_like(rows)}, ["left"], {"state": "left"}),
+                Request({name: rows, "state": np.zeros_like(rows)}, ["left"], {"state": "left"}),
+            ]
+            results.append(list(running.run(requests)))
+    assert cut[0] > 1
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(results[0][2], results[0][0])
+
+
 def test_nothing_stays_in_the_folder(tiny_llama: Path, cut: list[int], tmp_path: Path) -> None:
     reference = load.bring(load.find(tiny_llama), tmp_path)
     before = set(tmp_path.iterdir())
     with opened(Unwritten(load.read(reference), tmp_path)) as model:
-        list(model.run([(language_feeds(tiny_llama), ["logits"])]))
+        list(model.run([Request(language_feeds(tiny_llama), ["logits"])]))
     assert cut[0] > 3
     assert set(tmp_path.iterdir()) == before
 
@@ -84,7 +142,7 @@ def test_what_was_fused_is_told_once_for_each_part(tiny_llama: Path, cut: list[i
     path = tmp_path / "out" / "model.onnx"
     with opened(Unwritten(load.read(path), path.parent, path), scratch=tmp_path, see=graphs.append) as model:
         for _ in range(2):
-            list(model.run([(language_feeds(tiny_llama), ["logits"])]))
+            list(model.run([Request(language_feeds(tiny_llama), ["logits"])]))
     assert len(graphs) == cut[0] > 1
     assert sum(graph.operators["MatMulNBits"] for graph in graphs) == 21
 

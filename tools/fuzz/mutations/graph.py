@@ -165,7 +165,8 @@ def _bomb(model: onnx.ModelProto, choose: random.Random) -> None:
 def _call(model: onnx.ModelProto, function: str) -> None:
     if all(entry.domain != "local" for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid("local", 1))
-    value = model.graph.output[0].name
+    outputs = model.graph.output or model.graph.input  # another mutation may have taken them away
+    value = outputs[0].name if outputs else "nothing"
     model.graph.node.append(helper.make_node(function, [value], ["called"], "called", domain="local"))
     model.graph.output.append(helper.make_tensor_value_info("called", TensorProto.FLOAT, None))
 
