@@ -9,8 +9,8 @@
     kronecker a, b   Reshape [..., a, b], MatMul by the second, MatMul by the first from the left, Reshape back
   rank unknown   rows are joined, [-1, d/m, m], [-1, d/k, k] or [-1, a, b], and a Shape node gives them back their axes
 
-With `operators`, a scale and what follows it become one node of `catonnx` (see `_operators`): SharedTransform for a
-Hadamard matrix of up to 64, KroneckerTransform for two matrices, BlockTransform for blocks. bfloat16 has none of them.
+With `operators`, a scale and what follows it become one node of `catonnx` (see `graph.operators`): SharedTransform for
+a Hadamard matrix of up to 64, KroneckerTransform for two matrices, BlockTransform for blocks. bfloat16 has none of them.
 
 The inverse goes into the weights behind, so the function of the model does not change. Neighbouring factors that fit
 one matrix per block are multiplied out first. A second run on a site is refused.
@@ -27,12 +27,12 @@ import onnx_ir as ir
 
 from catonnx.errors import VerificationError
 from catonnx.graph.edits import Names, Step, add_constant, cast, insert_before
+from catonnx.graph.operators import DOMAIN, declare
 from catonnx.graph.shapes import Shapes
 from catonnx.graph.sites import Site
 from catonnx.math.factors import Blocks, Factor, Hadamard, Kronecker, Permutation, Scale, Transform
 from catonnx.math.hadamard import hadamard_matrix, kronecker_pair
 from catonnx.math.merging import merged
-from catonnx.passes._operators import DOMAIN, declare
 from catonnx.passes._protocol import check_read_directly, cleaned
 from catonnx.passes.absorb import undo_in_readers
 

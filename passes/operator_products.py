@@ -20,13 +20,13 @@ import onnx_ir as ir
 
 from catonnx.graph.constants import constant_type
 from catonnx.graph.edits import Names
+from catonnx.graph.operators import DOMAIN, declare
 from catonnx.graph.save import Spill, held
 from catonnx.graph.sites import Linear, Site
 from catonnx.graph.ties import TiedTable
 from catonnx.math.activations import ActivationGrid
 from catonnx.math.rounding import QuantizedWeight
 from catonnx.passes._lookups import look_up_blocks
-from catonnx.passes._operators import DOMAIN, declare
 from catonnx.passes._protocol import check_weights, cleaned
 from catonnx.passes._rounding_steps import FLOAT, Constants
 from catonnx.passes._stored import Stored, Tensors
