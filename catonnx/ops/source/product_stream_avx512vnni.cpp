@@ -84,43 +84,51 @@ using Sums = int32_t __attribute__((vector_size(64)));
 
 inline Sums add_products(Sums sum, __m512i codes, __m512i x) { return (Sums)_mm512_dpbusd_epi32((__m512i)sum, codes, x); }
 
-// Column n with R rows: the 16 partial sums of each row, int32 for Grouping::channel and else float.
-template <Grouping grouping, int R>
-inline void column(const Product& p, const Spread& spread, const Chunk* a, int64_t chunks, int64_t n, __m512i* out) {
+// Columns [n, n + C) with R rows: the 16 partial sums of each, [C, R], int32 for Grouping::channel and else float.
+template <Grouping grouping, int R, int C>
+inline void tile(const Product& p, const Spread& spread, const Chunk* a, int64_t chunks, int64_t n, __m512i* out) {
     // Successive chunks have sums of their own where there are registers for it: none has to wait for the one before.
-    constexpr int U = R <= 4 ? 2 : 1;
-    const int64_t bytes = row_bytes(p), full = bytes / 64;
+    constexpr int U = R * C <= 4 ? 2 : 1;
+    constexpr bool channel = grouping == Grouping::channel;
+    const int64_t bytes = row_bytes(p), full = bytes / 64, count = group_count(p);
     const uint8_t* codes = p.codes + n * bytes;
-    const float* scales = p.scales + n * group_count(p);
+    const float* scales = p.scales + n * count;
     const __m512i low = _mm512_set1_epi8(15);
-    Sums even_sum[U][R], odd_sum[U][R];
-    __m512 real[U][R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
+    Sums whole[U][R][C];  // of these two one is used
+    __m512 real[U][R][C];
 #pragma GCC unroll 2
-        for (int u = 0; u < U; ++u) {
-            even_sum[u][r] = odd_sum[u][r] = Sums{};
-            if (grouping == Grouping::channel && u == 0) even_sum[u][r] = (Sums)_mm512_load_si512(a[(r + 1) * chunks - 1].start);
-            real[u][r] = _mm512_setzero_ps();
-        }
+    for (int u = 0; u < U; ++u)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int c = 0; c < C; ++c) {
+                whole[u][r][c] = channel && u == 0 ? (Sums)_mm512_load_si512(a[(r + 1) * chunks - 1].start) : Sums{};
+                real[u][r][c] = _mm512_setzero_ps();
+            }
 
     auto step = [&](int u, int64_t i, __mmask64 present, __mmask16 groups) __attribute__((always_inline)) {
-        _mm_prefetch(reinterpret_cast<const char*>(codes) + i * 64 + 4096, _MM_HINT_T1);
-        const __m512i pair = _mm512_maskz_loadu_epi8(present, codes + i * 64);
-        const __m512i even = _mm512_and_si512(pair, low), odd = _mm512_and_si512(_mm512_srli_epi16(pair, 4), low);
-        __m512 scale = _mm512_setzero_ps();
-        if (grouping == Grouping::wide) scale = _mm512_set1_ps(scales[i >> spread.shift]);
-        if (grouping == Grouping::narrow) scale = _mm512_permutexvar_ps(spread.lanes, _mm512_maskz_loadu_ps(groups, scales + (i << spread.shift)));
-#pragma GCC unroll 8
+        __m512i even[C], odd[C];
+        __m512 scale[C];
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) {
+            _mm_prefetch(reinterpret_cast<const char*>(codes) + (i * C + c) * 64 + 4096, _MM_HINT_T1);
+            const __m512i pair = _mm512_maskz_loadu_epi8(present, codes + c * bytes + i * 64);
+            even[c] = _mm512_and_si512(pair, low);
+            odd[c] = _mm512_and_si512(_mm512_srli_epi16(pair, 4), low);
+            if (grouping == Grouping::wide) scale[c] = _mm512_set1_ps(scales[c * count + (i >> spread.shift)]);
+            if (grouping == Grouping::narrow)
+                scale[c] = _mm512_permutexvar_ps(spread.lanes, _mm512_maskz_loadu_ps(groups, scales + c * count + (i << spread.shift)));
+        }
+#pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
             const Chunk& x = a[r * chunks + i];
             const __m512i x_even = _mm512_load_si512(x.even), x_odd = _mm512_load_si512(x.odd);
-            if (grouping == Grouping::channel) {
-                even_sum[u][r] = add_products(even_sum[u][r], even, x_even);
-                odd_sum[u][r] = add_products(odd_sum[u][r], odd, x_odd);
-            } else {
-                const Sums sum = add_products(add_products((Sums)_mm512_load_si512(x.start), even, x_even), odd, x_odd);
-                real[u][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)sum), scale, real[u][r]);
+#pragma GCC unroll 4
+            for (int c = 0; c < C; ++c) {
+                const Sums start = channel ? whole[u][r][c] : (Sums)_mm512_load_si512(x.start);
+                const Sums sum = add_products(add_products(start, even[c], x_even), odd[c], x_odd);
+                if (channel) whole[u][r][c] = sum;
+                else real[u][r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)sum), scale[c], real[u][r][c]);
             }
         }
     };
@@ -131,39 +139,43 @@ inline void column(const Product& p, const Spread& spread, const Chunk* a, int64
     if (i < full) step(0, i, ~__mmask64{0}, spread.groups);
     if (bytes % 64) step(0, full, (__mmask64{1} << bytes % 64) - 1, spread.tail_groups);
 
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-        if (grouping == Grouping::channel)
-            out[r] = (__m512i)(U == 1 ? even_sum[0][r] + odd_sum[0][r] : even_sum[0][r] + odd_sum[0][r] + even_sum[U - 1][r] + odd_sum[U - 1][r]);
-        else out[r] = _mm512_castps_si512(U == 1 ? real[0][r] : _mm512_add_ps(real[0][r], real[U - 1][r]));
-    }
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            if (channel) out[c * R + r] = (__m512i)(U == 1 ? whole[0][r][c] : whole[0][r][c] + whole[U - 1][r][c]);
+            else out[c * R + r] = _mm512_castps_si512(U == 1 ? real[0][r][c] : _mm512_add_ps(real[0][r][c], real[U - 1][r][c]));
+        }
 }
 
-// One column after the other, so that the codes are read strictly in their order: only then does the processor fetch them from
-// memory early enough (four columns at a time halve the speed). Their sums are added up four at a time.
+// R rows with columns [n, n + count), count up to 4.
+//
+// With one row or two, one column comes after the other, so that the codes are read strictly in their order: only then does the
+// processor fetch them from memory early enough. (Four columns at a time, with a row: half the speed.) More rows take longer
+// than the memory; then two columns share the activations that they load.
 template <Grouping grouping, int R>
-void columns(const Product& p, const Spread& spread, const Chunk* a, int64_t chunks, const float* a_scale, int64_t first, int64_t last, float* y) {
+void columns(const Product& p, const Spread& spread, const Chunk* a, int64_t chunks, const float* a_scale, int64_t n, int64_t count, float* y) {
     constexpr bool channel = grouping == Grouping::channel;
-    for (int64_t n = first; n < last; n += 4) {
-        const int64_t count = smaller(4, last - n);
-        __m512i partial[4 * R];
-        for (int64_t c = 0; c < 4; ++c) {
-            if (c < count) column<grouping, R>(p, spread, a, chunks, n + c, partial + c * R);
-            else for (int r = 0; r < R; ++r) partial[c * R + r] = _mm512_setzero_si512();
-        }
-        float sums[4 * R];
-        for (int i = 0; i < 4 * R; i += 4) _mm_storeu_ps(sums + i, sums_of_4<channel>(partial + i));
-        for (int64_t c = 0; c < count; ++c)
-            for (int r = 0; r < R; ++r) y[r * p.N + n + c] = sums[c * R + r] * (channel ? a_scale[r] * p.scales[n + c] : a_scale[r]);
-    }
+    constexpr int C = R <= 2 ? 1 : 2;
+    __m512i partial[4 * R];
+    int64_t c = 0;
+    for (; c + C <= count; c += C) tile<grouping, R, C>(p, spread, a, chunks, n + c, partial + c * R);
+    for (; c < count; ++c) tile<grouping, R, 1>(p, spread, a, chunks, n + c, partial + c * R);
+    for (; c < 4; ++c)
+        for (int r = 0; r < R; ++r) partial[c * R + r] = _mm512_setzero_si512();
+    float sums[4 * R];
+    for (int i = 0; i < 4 * R; i += 4) _mm_storeu_ps(sums + i, sums_of_4<channel>(partial + i));
+    for (c = 0; c < count; ++c)
+        for (int r = 0; r < R; ++r) y[r * p.N + n + c] = sums[c * R + r] * (channel ? a_scale[r] * p.scales[n + c] : a_scale[r]);
 }
 
 template <Grouping grouping>
 void stream(const Product& p, const Chunk* a, int64_t chunks, const float* a_scale, int64_t rows, int64_t first, int64_t last, float* y) {
+    constexpr decltype(&columns<grouping, 1>) kinds[] = {columns<grouping, 1>, columns<grouping, 2>, columns<grouping, 3>, columns<grouping, 4>};
     const Spread spread = spread_of(p);
-    constexpr decltype(&columns<grouping, 1>) kinds[] = {columns<grouping, 1>, columns<grouping, 2>, columns<grouping, 3>, columns<grouping, 4>,
-                                                         columns<grouping, 5>, columns<grouping, 6>, columns<grouping, 7>, columns<grouping, 8>};
-    kinds[rows - 1](p, spread, a, chunks, a_scale, first, last, y);
+    for (int64_t n = first; n < last; n += 4)
+        for (int64_t r = 0; r < rows; r += 4)
+            kinds[smaller(4, rows - r) - 1](p, spread, a + r * chunks, chunks, a_scale + r, n, smaller(4, last - n), y + r * p.N);
 }
 
 }  // namespace
