@@ -88,6 +88,9 @@ void arrange(const Product& p, const int8_t* a, int64_t R, const Layout& layout,
         }
 }
 
+// 16 sums as a type of their own: with __m256i, GCC keeps every sum of a loop twice, once as 4 long integers.
+using Sums = int16_t __attribute__((vector_size(32)));
+
 template <int R>
 void tile(const Layout& layout, const int8_t* a, const int32_t* starts, const float* a_scale, int64_t columns, float* y, int64_t stride) {
     const __m256i ones = _mm256_set1_epi16(1);
@@ -99,9 +102,9 @@ void tile(const Layout& layout, const int8_t* a, const int32_t* starts, const fl
             for (int c = 0; c < kColumns; ++c) whole[r][c] = starts[g * R + r];
         const int64_t group_end = smaller(layout.steps, step + layout.group_steps);
         while (step < group_end) {
-            __m256i sum[R][2];
+            Sums sum[R][2];
 #pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+            for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = Sums{};
             const int64_t end = smaller(group_end, step + kWiden);
             do {
                 const __m256i left = load(codes), right = load(codes + 32);
@@ -110,8 +113,8 @@ void tile(const Layout& layout, const int8_t* a, const int32_t* starts, const fl
                     int32_t four;
                     std::memcpy(&four, a + r * 4, 4);
                     const __m256i x = _mm256_set1_epi32(four);
-                    sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(left, x));
-                    sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(right, x));
+                    sum[r][0] += (Sums)_mm256_maddubs_epi16(left, x);
+                    sum[r][1] += (Sums)_mm256_maddubs_epi16(right, x);
                 }
                 codes += kColumns * 4;
                 a += R * 4;
@@ -121,7 +124,7 @@ void tile(const Layout& layout, const int8_t* a, const int32_t* starts, const fl
 #pragma GCC unroll 2
                 for (int h = 0; h < 2; ++h) {
                     int32_t* to = whole[r] + h * 8;
-                    store(to, _mm256_add_epi32(load(to), _mm256_madd_epi16(sum[r][h], ones)));
+                    store(to, _mm256_add_epi32(load(to), _mm256_madd_epi16((__m256i)sum[r][h], ones)));
                 }
         }
         for (int r = 0; r < R; ++r)
