@@ -1,19 +1,20 @@
-// C names for the kernels without ONNX Runtime, for tests that load them with ctypes.
+// The kernels under C names, for tests that load them with ctypes; without ONNX Runtime.
 #include "cpu.h"
 #include "product.h"
 #include "quantize.h"
 
-extern "C" {
+#define EXPORT extern "C" __attribute__((visibility("default")))
 
-int current_isa() { return static_cast<int>(catonnx::isa()); }
+// Whether CATONNX_ISA names an instruction set of this machine; if so it is used from now on.
+EXPORT bool choose_isa() { return catonnx::choose_isa().empty(); }
 
-void quantize(const float* x, int64_t rows, int64_t K, int bits, float clip, int8_t* q, float* scale) {
-    catonnx::quantize_rows(x, rows, K, bits, clip, q, scale);
+EXPORT const char* isa() { return catonnx::name(catonnx::isa()); }
+
+EXPORT void quantize_rows(const float* x, int64_t rows, int64_t K, int bits, float clip, int8_t* q, float* scale) {
+  catonnx::quantize_rows(x, rows, K, bits, clip, q, scale);
 }
 
-void product(int64_t K, int64_t N, int64_t group, const uint8_t* codes, const float* scales, const int8_t* a, const float* a_scale,
-             int64_t rows, int64_t first, int64_t last, float* y) {
-    catonnx::multiply({K, N, group, codes, scales}, a, a_scale, rows, first, last, y);
-}
-
+EXPORT void multiply(int64_t K, int64_t N, int64_t group, const uint8_t* codes, const float* scales, const int8_t* a,
+                     const float* a_scale, int64_t rows, int64_t first, int64_t last, float* y) {
+  catonnx::multiply({K, N, group, codes, scales}, a, a_scale, rows, first, last, y);
 }
