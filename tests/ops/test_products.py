@@ -61,6 +61,14 @@ def test_products_are_right(native: Kernels, group: int, rows: int) -> None:
         assert_close(native.multiply(product, a, a_scale), product, a, a_scale)
 
 
+@pytest.mark.parametrize("group", [32, 0])
+def test_more_rows_than_a_block_has(native: Kernels, group: int) -> None:
+    rng = np.random.default_rng(8)
+    product = random_product(rng, 22001, 3, width(group, 22001))
+    a, a_scale = random_rows(rng, 110, 22001)
+    assert_close(native.multiply(product, a, a_scale), product, a, a_scale)
+
+
 @pytest.mark.parametrize("rows", [1, 4, 8, 9, 40])
 @pytest.mark.parametrize("columns", [(0, 0), (0, 1), (1, 4), (3, 38), (5, 6), (32, 64), (31, 70), (69, 70), (70, 70)])
 def test_a_range_of_columns_is_all_that_is_written(native: Kernels, rows: int, columns: tuple[int, int]) -> None:
