@@ -198,23 +198,27 @@ void transform_far(int64_t count, const float* x, int64_t stride, To* y) {
   switch (count) {
     case 2: return transform_far<2>(x, stride, y);
     case 4: return transform_far<4>(x, stride, y);
-    default: return transform_far<8>(x, stride, y);
+    case 8: return transform_far<8>(x, stride, y);
+    default: return transform_far<REGISTERS>(x, stride, y);
   }
 }
+
+// Where floats may stand in between: in the result if that is floats, so that memory is written in order.
+inline float* between_passes(float* y, float*) { return y; }
+inline float* between_passes(Half*, float* scratch) { return scratch; }
 
 // Runs that are wider than what the registers hold.
 template <class From, class To>
 void hadamard_wide(const From* x, const float* scale, int64_t run, float* scratch, To* y) {
+  float* const work = between_passes(y, scratch);
   int64_t stride = REGISTERS * N;
-  for (int64_t at = 0; at < run; at += stride) transform_near<REGISTERS>(x + at, scale + at, scratch + at);
+  for (int64_t at = 0; at < run; at += stride) transform_near<REGISTERS>(x + at, scale + at, work + at);
   while (stride < run) {
-    const int64_t count = run / stride < 8 ? run / stride : 8, group = stride * count;
-    for (int64_t at = 0; at < run; at += group) {
-      if (group == run) {
-        transform_far(count, scratch + at, stride, y + at);
-      } else {
-        transform_far(count, scratch + at, stride, scratch + at);
-      }
+    const int64_t count = run / stride < REGISTERS ? run / stride : REGISTERS, group = stride * count;
+    if (group == run) {
+      transform_far(count, work, stride, y);
+    } else {
+      for (int64_t at = 0; at < run; at += group) transform_far(count, work + at, stride, work + at);
     }
     stride = group;
   }
