@@ -28,9 +28,10 @@ void check_scale(const char* op, const Shape& scale, int64_t channels) {
          channels, " channels");
 }
 
-// `matrices` are the inputs behind the scale: one, or two for Kronecker.
+// `matrices` are the inputs behind the scale: one, or two for Kronecker. `who` told how many channels there are.
 template <class T>
-Transform prepare(Form form, const char* op, int64_t channels, const Tensor& scale, const Tensor* const* matrices) {
+Transform prepare(Form form, const char* op, const char* who, int64_t channels, const Tensor& scale,
+                  const Tensor* const* matrices) {
   check_scale(op, scale.shape, channels);
   const Floats factors(scale.as<T>(), count(scale.shape));
   const Floats first(matrices[0]->as<T>(), count(matrices[0]->shape));
@@ -40,7 +41,7 @@ Transform prepare(Form form, const char* op, int64_t channels, const Tensor& sca
     check_square(op, "first", shape, 2);
     check_square(op, "second", other, 2);
     if (channels % (shape[0] * other[0]) != 0) {
-      refuse(op, ": X has ", channels, " channels, which is no multiple of ", shape[0], " x ", other[0]);
+      refuse(op, ": ", who, " has ", channels, " channels, which is no multiple of ", shape[0], " x ", other[0]);
     }
     const Floats second(matrices[1]->as<T>(), count(other));
     return Transform::kronecker(channels, factors.data(), scale.shape[0], first.data(), shape[0], second.data(),
@@ -50,9 +51,9 @@ Transform prepare(Form form, const char* op, int64_t channels, const Tensor& sca
   check_square(op, blocks ? "matrices" : "matrix", shape, blocks ? 3 : 2);
   const int64_t size = shape.back(), number = blocks ? shape[0] : 1;
   if (blocks && number * size != channels) {
-    refuse(op, ": X has ", channels, " channels, and the matrices ", written(shape), " are for ", number * size);
+    refuse(op, ": ", who, " has ", channels, " channels, and the matrices ", written(shape), " are for ", number * size);
   }
-  if (channels % size != 0) refuse(op, ": X has ", channels, " channels, which is no multiple of ", size);
+  if (channels % size != 0) refuse(op, ": ", who, " has ", channels, " channels, which is no multiple of ", size);
   return Transform::blocks(channels, factors.data(), scale.shape[0], first.data(), number, size);
 }
 
@@ -87,7 +88,7 @@ class TransformKernel {
   static constexpr ONNXTensorElementDataType outputs[] = {type<T>};
   static constexpr bool in_place = true;
 
-  static void infer(const Inference& inference) { inference.like_input(0, type<T>, -1); }
+  static void infer(const Inference& inference) { inference.like_input(0, inference.type(0), -1); }
 
   explicit TransformKernel(const Creation& creation) : kernels_(transform_kernels()) {
     const std::unique_ptr<Tensor> scale = creation.constant(1);
@@ -101,7 +102,7 @@ class TransformKernel {
     }
     // One scale for all does not tell how many channels there are: then the first run prepares.
     if (constant_ && scale->shape.size() == 1 && scale->shape[0] > 1) {
-      prepared_ = made(scale->shape[0], *scale, found);
+      prepared_ = made("scale", scale->shape[0], *scale, found);
     }
   }
 
@@ -124,14 +125,14 @@ class TransformKernel {
  private:
   using Prepared = std::shared_ptr<const Transform>;
 
-  static Prepared made(int64_t channels, const Tensor& scale, const Tensor* const* found) {
-    return std::make_shared<const Transform>(prepare<T>(form, name, channels, scale, found));
+  static Prepared made(const char* who, int64_t channels, const Tensor& scale, const Tensor* const* found) {
+    return std::make_shared<const Transform>(prepare<T>(form, name, who, channels, scale, found));
   }
 
   static Prepared made(const Run& run, int64_t channels) {
     const Tensor scale = run.input(1), first = run.input(2), last = run.input(1 + matrices);
     const Tensor* const found[] = {&first, &last};
-    return made(channels, scale, found);
+    return made("X", channels, scale, found);
   }
 
   Prepared for_channels(const Run& run, int64_t channels) {

@@ -22,7 +22,7 @@ class DynamicQuantize {
 
   static void infer(const Inference& inference) {
     inference.like_input(0, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, -1);
-    inference.like_input(1, type<T>, 1);
+    inference.like_input(1, inference.type(0), 1);
   }
 
   explicit DynamicQuantize(const Creation& creation)
@@ -75,7 +75,7 @@ class QuantizedMatMul {
 
   static void infer(const Inference& inference) {
     const int64_t columns = inference.integer("N");
-    if (columns > 0) inference.like_input(0, type<T>, columns);
+    if (columns > 0) inference.like_input(0, inference.type(1), columns);
   }
 
   explicit QuantizedMatMul(const Creation& creation)

@@ -122,6 +122,14 @@ int64_t Inference::integer(const char* name) const {
   return found ? value : -1;
 }
 
+ONNXTensorElementDataType Inference::type(size_t input) const {
+  OrtTensorTypeAndShapeInfo* info = nullptr;  // the context's own
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  check(api->ShapeInferContext_GetInputTypeShape(context_, input, &info));
+  check(api->GetTensorElementType(info, &type));
+  return type;
+}
+
 void Inference::like_input(size_t index, ONNXTensorElementDataType type, int64_t last) const {
   OrtTensorTypeAndShapeInfo* input = nullptr;  // the context's own
   check(api->ShapeInferContext_GetInputTypeShape(context_, 0, &input));

@@ -74,6 +74,9 @@ class Inference {
 
   int64_t integer(const char* name) const;  // an attribute; -1 if there is none
 
+  // The type of an input. ONNX Runtime asks one operator for all of the same name: its own type may be another.
+  ONNXTensorElementDataType type(size_t input) const;
+
   // Output `index` has the shape of input 0, with `last` as its last axis unless that is -1.
   void like_input(size_t index, ONNXTensorElementDataType type, int64_t last) const;
 
