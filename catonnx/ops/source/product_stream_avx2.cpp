@@ -13,17 +13,21 @@ struct Avx2 {
   using Vector = __m256i;
   static constexpr int bytes = 32, columns = 1;
 
-  int64_t chunks;
+  int64_t length, chunks, count;  // bytes and chunks of a column, and its groups
   int shift;
   __m128i groups, tail_groups;  // narrow: those of a full chunk, and of the last one if it is not
   __m256i lanes;                // narrow: the group of each lane
 
-  explicit Avx2(const Product& p) : chunks(ceil_div(row_bytes(p), bytes)), shift(group_shift(p.group, 2 * bytes)) {
-    const int count = p.group < 2 * bytes ? 1 << shift : 1;
+  explicit Avx2(const Product& p)
+      : length(row_bytes(p)),
+        chunks(ceil_div(length, bytes)),
+        count(group_count(p)),
+        shift(group_shift(p.group, 2 * bytes)) {
+    const int several = p.group < 2 * bytes ? 1 << shift : 1;
     const __m128i four = _mm_setr_epi32(0, 1, 2, 3);
-    groups = _mm_cmplt_epi32(four, _mm_set1_epi32(count));
-    tail_groups = _mm_cmplt_epi32(four, _mm_set1_epi32(static_cast<int>(group_count(p) % count)));
-    lanes = _mm256_srli_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), 3 - (count > 1 ? shift : 0));
+    groups = _mm_cmplt_epi32(four, _mm_set1_epi32(several));
+    tail_groups = _mm_cmplt_epi32(four, _mm_set1_epi32(static_cast<int>(count % several)));
+    lanes = _mm256_srli_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), 3 - (several > 1 ? shift : 0));
   }
 
   template <bool whole>
@@ -43,9 +47,9 @@ struct Avx2 {
   void tile(const Product& p, const Chunk<bytes>* a, int64_t n, Vector* out) const {
     static_assert(C == 1, "more sums than registers");
     constexpr bool channel = grouping == Grouping::channel;
-    const int64_t length = row_bytes(p), full = length / bytes;
+    const int64_t full = length / bytes;
     const uint8_t* codes = p.codes + n * length;
-    const float* scales = p.scales + n * group_count(p);
+    const float* scales = p.scales + n * count;
     const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     __m256i whole[R];  // of these two one is used
     __m256 real[R];

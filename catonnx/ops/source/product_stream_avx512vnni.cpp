@@ -24,17 +24,21 @@ struct Vnni {
   using Vector = __m512i;
   static constexpr int bytes = 64, columns = 2;
 
-  int64_t chunks;
+  int64_t length, chunks, count;  // bytes and chunks of a column, and its groups
   int shift;
   __mmask16 groups, tail_groups;  // narrow: those of a full chunk, and of the last one if it is not
   __m512i lanes;                  // narrow: the group of each lane
 
-  explicit Vnni(const Product& p) : chunks(ceil_div(row_bytes(p), bytes)), shift(group_shift(p.group, 2 * bytes)) {
-    const int count = p.group < 2 * bytes ? 1 << shift : 1;
-    groups = static_cast<__mmask16>((1u << count) - 1);
-    tail_groups = static_cast<__mmask16>((1u << group_count(p) % count) - 1);
+  explicit Vnni(const Product& p)
+      : length(row_bytes(p)),
+        chunks(ceil_div(length, bytes)),
+        count(group_count(p)),
+        shift(group_shift(p.group, 2 * bytes)) {
+    const int several = p.group < 2 * bytes ? 1 << shift : 1;
+    groups = static_cast<__mmask16>((1u << several) - 1);
+    tail_groups = static_cast<__mmask16>((1u << count % several) - 1);
     const __m512i each = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    lanes = _mm512_srli_epi32(each, static_cast<unsigned>(4 - (count > 1 ? shift : 0)));
+    lanes = _mm512_srli_epi32(each, static_cast<unsigned>(4 - (several > 1 ? shift : 0)));
   }
 
   template <bool whole>
@@ -57,7 +61,7 @@ struct Vnni {
     // Successive chunks have sums of their own where there are registers for it: none has to wait for the one before.
     constexpr int U = R * C <= 4 ? 2 : 1;
     constexpr bool channel = grouping == Grouping::channel;
-    const int64_t length = row_bytes(p), full = length / bytes, count = group_count(p);
+    const int64_t full = length / bytes;
     const uint8_t* codes = p.codes + n * length;
     const float* scales = p.scales + n * count;
     const __m512i low = _mm512_set1_epi8(15);
@@ -79,7 +83,8 @@ struct Vnni {
 #pragma GCC unroll 2
       for (int c = 0; c < C; ++c) {
         _mm_prefetch(reinterpret_cast<const char*>(codes) + (i * C + c) * bytes + 4096, _MM_HINT_T1);
-        const __m512i pair = _mm512_maskz_loadu_epi8(present, codes + c * length + i * bytes);
+        __m512i pair = _mm512_maskz_loadu_epi8(present, codes + c * length + i * bytes);
+        asm("" : "+v"(pair));  // or else GCC loads it twice, and it may lie across cache lines
         even[c] = _mm512_and_si512(pair, low);
         odd[c] = _mm512_and_si512(_mm512_srli_epi16(pair, 4), low);
         const float* own = scales + c * count;
