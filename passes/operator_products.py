@@ -92,7 +92,7 @@ def _codes(constants: Constants, site: Site, grid: ActivationGrid) -> tuple[ir.V
         ir.Value(name=constants.names.new(f"{name}_{what}"), type=ir.TensorType(dtype), shape=shape)
         for what, dtype, shape in (("codes", ir.DataType.INT8, site.read.shape), ("scale", FLOAT, None))
     ]
-    attributes = {"highest": float(grid.codes[1]), "factor": grid.scale_factor}
+    attributes = {"bits": grid.bits, "clip": float(grid.clip)}
     node = ir.node("DynamicQuantize", [site.read], attributes=attributes, domain=DOMAIN, outputs=values, name=name)
     constants.graph.insert_before(site.selected[0].node, node)
     return values[0], values[1]

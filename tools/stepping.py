@@ -14,7 +14,8 @@ import numpy as np
 from catonnx.errors import CatonnxError
 from catonnx.runtime.decoding import LOGITS, present_name
 from catonnx.runtime.feeds import InputSpec
-from catonnx.runtime.sessions import PROVIDER_NAMES, open_session
+from catonnx.runtime.library import open_model
+from catonnx.runtime.sessions import PROVIDER_NAMES
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -80,8 +81,8 @@ class Runner:
 
 
 def open_runner(variant: Variant, provider: str = "cpu") -> Runner:
-    """Open a variant at ONNX Runtime's default optimization."""
-    return Runner(open_session(variant.path, provider=provider, config=variant.config))
+    """Open a variant at ONNX Runtime's default optimization, with the library of our operators if it is built."""
+    return Runner(open_model(variant.path, provider=provider, config=variant.config))
 
 
 def take_turns(

@@ -12,7 +12,8 @@ import onnx_ir as ir
 from catonnx.graph.load import read
 from catonnx.graph.operators import DOMAIN
 from catonnx.runtime.fusion import WRITE_OPTIMIZED
-from catonnx.runtime.sessions import PROVIDER_NAMES, open_session
+from catonnx.runtime.library import open_model
+from catonnx.runtime.sessions import PROVIDER_NAMES
 
 _FLOAT_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm")
 _INTEGER_PRODUCTS = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
@@ -61,7 +62,7 @@ def kernels(
     ours = any(node.domain == DOMAIN for node in ir.traversal.RecursiveGraphIterator(read(Path(model)).graph))
     with tempfile.TemporaryDirectory(prefix="catonnx-", dir=folder) as scratch:
         path = Path(scratch) / "optimized.onnx"
-        session = open_session(
+        session = open_model(
             model, provider=provider, config=WRITE_OPTIMIZED | dict(config or {}), optimized_path=path, scratch=scratch
         )
         on_cpu = PROVIDER_NAMES["cuda"] not in session.get_providers()

@@ -5,21 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from catonnx.errors import ModelError, RuntimeUnavailableError
 from catonnx.graph.load import find
+from catonnx.graph.operators import DOMAIN
 from catonnx.ops.build import find_compiler
 from catonnx.ops.place import BUILD, library
 from catonnx.runtime.sessions import open_session, runtime_errors
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
-
-DOMAIN = "catonnx"
 
 _MARK = "catonnx.ops"
 """Session configuration entry: a second registration with the same options would make the session fail."""
@@ -65,15 +64,29 @@ def session(path: str | Path, provider: str = "cpu", *, config: Mapping[str, str
         RuntimeUnavailableError: ONNX Runtime or the provider is not there, or CATONNX_OPS names no file.
         UsageError: an unknown provider.
     """
-    file = find(Path(path)).path
-    if provider == "cpu" and library() is not None and _uses_domain(file):
-        try:
-            return open_session(file, provider=provider, config=config, prepare=register)
-        except (ModelError, RuntimeUnavailableError) as error:
-            opened = open_session(file, provider=provider, config=config)
-            warnings.warn(f"the model runs without the library of catonnx's operators: {error}", stacklevel=2)
-            return opened
-    return open_session(file, provider=provider, config=config)
+    return open_model(find(Path(path)).path, provider=provider, config=config)
+
+
+def open_model(path: str | Path, *, provider: str = "cpu", **options: Any) -> InferenceSession:
+    """Open a session as `open_session` does, with our library as `session` does.
+
+    Args:
+        path: The .onnx file.
+        provider: "cpu" or "cuda".
+        options: Of `open_session`.
+
+    Raises:
+        CatonnxError: as `open_session`.
+    """
+    path = Path(path)
+    if provider != "cpu" or library() is None or not path.is_file() or not _uses_domain(path):
+        return open_session(path, provider=provider, **options)
+    try:
+        return open_session(path, provider=provider, prepare=register, **options)
+    except (ModelError, RuntimeUnavailableError) as error:
+        opened = open_session(path, provider=provider, **options)
+        warnings.warn(f"the model runs without the library of catonnx's operators: {error}", stacklevel=2)
+        return opened
 
 
 def _uses_domain(path: Path) -> bool:

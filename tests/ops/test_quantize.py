@@ -27,7 +27,7 @@ def by_numpy(x: np.ndarray, bits: int, clip: float) -> tuple[np.ndarray, np.ndar
     levels = np.float32(2 ** (bits - 1) - 1)
     scale = np.float32(clip) * np.abs(x).max(axis=1, initial=0) / levels
     scale = np.where(scale == 0, np.float32(1), scale)
-    return np.clip(np.rint(x / scale[:, None]), -levels, levels).astype(np.int8), scale
+    return np.clip(np.rint(x / scale[:, None]), -levels - 1, levels).astype(np.int8), scale
 
 
 @pytest.mark.parametrize("clip", [1.0, 0.9, 0.3])

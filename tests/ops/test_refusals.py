@@ -14,7 +14,7 @@ from tests.ops.running import node_model, opened, run
 Sizes = Mapping[str, tuple[int, ...]]
 
 _QUANTIZED = {"a": (2, 32), "a_scale": (2, 1), "b": (5, 2, 8), "b_scale": (5, 2)}
-_TYPES = {"a": np.int8, "b": np.uint8}
+_TYPES = {"a": np.int8, "a_scale": np.float32, "b": np.uint8}
 _SIZES = {"K": 32, "N": 5, "block_size": 16}
 
 TRANSFORMS: list[tuple[str, Sizes, str]] = [
@@ -59,7 +59,7 @@ def test_transforms(op: str, sizes: Sizes, message: str, fed: bool, dtype: type[
         ({"a_scale": (3, 1)}, r"a_scale has the shape \[3, 1\]"),
         ({"b": (5, 2, 7)}, r"B has the shape \[5, 2, 7\] and must be \[5, 2, 8\]"),
         ({"b": (5, 16)}, r"B has the shape \[5, 16\]"),
-        ({"b_scale": (5, 1)}, r"b_scale has the shape \[5, 1\] and must be \[5, 2\]"),
+        ({"b_scale": (5, 1)}, r"b_scale has the shape \[5, 1\] and must be \[10\] or \[5, 2\]"),
     ],
 )
 @pytest.mark.parametrize("fed", [False, True], ids=["constant", "fed"])

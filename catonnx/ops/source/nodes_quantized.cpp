@@ -17,12 +17,13 @@ class DynamicQuantize {
  public:
   static constexpr const char* name = "DynamicQuantize";
   static constexpr ONNXTensorElementDataType inputs[] = {type<T>};
-  static constexpr ONNXTensorElementDataType outputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, type<T>};
+  static constexpr ONNXTensorElementDataType outputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
+                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
   static constexpr bool in_place = false;
 
   static void infer(const Inference& inference) {
     inference.like_input(0, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, -1);
-    inference.like_input(1, inference.type(0), 1);
+    inference.like_input(1, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 1);
   }
 
   explicit DynamicQuantize(const Creation& creation)
@@ -38,7 +39,7 @@ class DynamicQuantize {
     Shape one = x.shape;
     one.back() = 1;
     int8_t* const codes = static_cast<int8_t*>(run.output(0, x.shape));
-    T* const scales = static_cast<T*>(run.output(1, one));
+    float* const scales = static_cast<float*>(run.output(1, one));
     run.parallel(x.rows(), static_cast<double>(channels), 1, [&](int64_t first, int64_t last) {
       rows(x.as<T>() + first * channels, last - first, channels, codes + first * channels, scales + first);
     });
@@ -49,14 +50,12 @@ class DynamicQuantize {
     quantize_rows(x, rows, channels, static_cast<int>(bits_), clip_, codes, scales);
   }
 
-  void rows(const Half* x, int64_t rows, int64_t channels, int8_t* codes, Half* scales) const {
+  void rows(const Half* x, int64_t rows, int64_t channels, int8_t* codes, float* scales) const {
     const TransformKernels& kernels = transform_kernels();
     const std::unique_ptr<float[]> wide(new float[std::max<int64_t>(channels, 1)]);
     for (int64_t row = 0; row < rows; ++row) {
-      float scale = 0;
       kernels.widen(x + row * channels, channels, wide.get());
-      quantize_rows(wide.get(), 1, channels, static_cast<int>(bits_), clip_, codes + row * channels, &scale);
-      kernels.narrow(&scale, 1, scales + row);
+      quantize_rows(wide.get(), 1, channels, static_cast<int>(bits_), clip_, codes + row * channels, scales + row);
     }
   }
 
@@ -68,14 +67,14 @@ template <class T>
 class QuantizedMatMul {
  public:
   static constexpr const char* name = "QuantizedMatMul";
-  static constexpr ONNXTensorElementDataType inputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, type<T>,
+  static constexpr ONNXTensorElementDataType inputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, type<T>};
   static constexpr ONNXTensorElementDataType outputs[] = {type<T>};
   static constexpr bool in_place = false;
 
   static void infer(const Inference& inference) {
     const int64_t columns = inference.integer("N");
-    if (columns > 0) inference.like_input(0, inference.type(1), columns);
+    if (columns > 0) inference.like_input(0, inference.type(3), columns);
   }
 
   explicit QuantizedMatMul(const Creation& creation)
@@ -89,10 +88,15 @@ class QuantizedMatMul {
              ", which is all of K = ", K_);
     }
     groups_ = (K_ + group_ - 1) / group_;
+    product_ = {K_, N_, group_, nullptr, nullptr};
     const std::unique_ptr<Tensor> scales = creation.constant(3);
-    if (std::is_same_v<T, Half> && scales != nullptr) {
-      check_shape("b_scale", scales->shape, {N_, groups_});
-      const Floats wide(scales->as<T>(), N_ * groups_);
+    if (scales == nullptr) return;
+    check_scales(*scales);
+    const Floats wide(scales->as<T>(), N_ * groups_);
+    if (groups_ > 1 && groups_ * group_ == whole && are_of_channels(wide.data())) {
+      product_.group = whole;  // the sums of all groups are one, in whole numbers
+      for (int64_t n = 0; n < N_; ++n) scales_.push_back(wide.data()[n * groups_]);
+    } else if (std::is_same_v<T, Half>) {
       scales_.assign(wide.data(), wide.data() + N_ * groups_);
     }
   }
@@ -106,18 +110,18 @@ class QuantizedMatMul {
     shape.back() = 1;
     check_shape("a_scale", a_scale.shape, shape);
     check_shape("B", b.shape, {N_, groups_, group_ / 2});
-    check_shape("b_scale", b_scale.shape, {N_, groups_});
+    check_scales(b_scale);
     shape.back() = N_;
     T* const y = static_cast<T*>(run.output(0, shape));
     const int64_t rows = a.rows();
     if (rows == 0) return;
 
-    const Floats scales(a_scale.as<T>(), rows);
+    const float* const scales = a_scale.as<float>();
     if (scales_.empty()) {
       const Floats wide(b_scale.as<T>(), N_ * groups_);
-      multiply_rows(run, b, wide.data(), a.as<int8_t>(), scales.data(), rows, y);
+      multiply_rows(run, b, wide.data(), a.as<int8_t>(), scales, rows, y);
     } else {
-      multiply_rows(run, b, scales_.data(), a.as<int8_t>(), scales.data(), rows, y);
+      multiply_rows(run, b, scales_.data(), a.as<int8_t>(), scales, rows, y);
     }
   }
 
@@ -127,9 +131,27 @@ class QuantizedMatMul {
     refuse(name, ": the input ", input, " has the shape ", written(shape), " and must be ", written(wanted));
   }
 
+  void check_scales(const Tensor& scales) const {
+    if (count(scales.shape) == N_ * groups_ && scales.shape.size() <= 2) return;
+    refuse(name, ": the input b_scale has the shape ", written(scales.shape), " and must be ",
+           written({N_ * groups_}), " or ", written({N_, groups_}));
+  }
+
+  // Whether all groups of a column have the same scale.
+  bool are_of_channels(const float* scales) const {
+    for (int64_t n = 0; n < N_; ++n) {
+      for (int64_t g = 1; g < groups_; ++g) {
+        if (scales[n * groups_ + g] != scales[n * groups_]) return false;
+      }
+    }
+    return true;
+  }
+
   void multiply_rows(const Run& run, const Tensor& b, const float* scales, const int8_t* a, const float* a_scale,
                      int64_t rows, T* y) const {
-    const Product product{K_, N_, group_, b.as<uint8_t>(), scales};
+    Product product = product_;
+    product.codes = b.as<uint8_t>();
+    product.scales = scales;
     const double cost = static_cast<double>(rows) * static_cast<double>(K_) / 16;
     if constexpr (std::is_same_v<T, float>) {
       run.parallel(N_, cost, COLUMNS, [&](int64_t first, int64_t last) {
@@ -149,7 +171,8 @@ class QuantizedMatMul {
   static constexpr int64_t COLUMNS = 128;  // of a range, at least: multiply() rearranges A once for each
 
   int64_t K_, N_, group_, groups_ = 0;
-  std::vector<float> scales_;  // b_scale, where it is constant and has to be converted
+  Product product_;            // without codes and scales
+  std::vector<float> scales_;  // b_scale, where it is constant and is not taken as it is
 };
 
 }  // namespace

@@ -31,7 +31,7 @@ static inline void quantize_row(const float* x, int64_t K, float levels, float c
   for (int64_t k = 0; k < K; ++k) {
     float v = x[k] / s;
     v = v > levels ? levels : v;
-    v = v < -levels ? -levels : v;
+    v = v < -levels - 1.0f ? -levels - 1.0f : v;
     // Around 1.5 * 2^23 floats are 1 apart: the addition rounds half to even, and the low bits are the whole number.
     v += 12582912.0f;
     int32_t bits;
