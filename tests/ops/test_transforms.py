@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -237,6 +238,24 @@ def test_the_instruction_sets_are_those_of_the_processor(isas: tuple[str, ...]) 
     assert ("avx2" in isas) == ({"avx2", "fma", "f16c"} <= set(flags))
     assert ("avx512" in isas) == ({"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= set(flags))
     assert ("avx512vnni" in isas) == ("avx512" in isas and "avx512_vnni" in flags)
+
+
+def test_the_instruction_set_asked_for_is_used(isas: tuple[str, ...], ops_library: Path) -> None:
+    named = ctypes.CDLL(str(ops_library)).catonnx_instruction_set
+    named.restype = ctypes.c_char_p
+    random = np.random.default_rng(4)
+    shapes = {"x": (8, 256), "scale": (1,), "matrix": (64, 64)}
+    inputs = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    results = {}
+    for isa in isas:
+        session = opened(node_model("SharedTransform", inputs), isa)
+        assert named().decode() == isa
+        (results[isa],) = run(session, x=inputs["x"])
+    opened(node_model("SharedTransform", inputs))
+    assert named().decode() == isas[-1]
+    # Only the portable code of x86 rounds between a multiplication and an addition.
+    if "avx2" in isas:
+        assert (results["portable"] != results["avx2"]).any()
 
 
 def test_shapes_are_known_before_anything_runs() -> None:

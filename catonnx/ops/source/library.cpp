@@ -1,4 +1,4 @@
-// The one function that ONNX Runtime looks for.
+// The one function that ONNX Runtime looks for, and one for people.
 #include "cpu.h"
 #include "nodes.h"
 
@@ -26,6 +26,9 @@ OrtCustomOpDomain* domain() {
 
 }  // namespace
 }  // namespace catonnx
+
+// Which instruction set kernels use that are made from now on.
+EXPORTED const char* catonnx_instruction_set() { return catonnx::name(catonnx::isa()); }
 
 EXPORTED OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   const OrtApi* const found = base->GetApi(ORT_API_VERSION);

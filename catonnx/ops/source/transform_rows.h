@@ -27,7 +27,6 @@ constexpr int REGISTERS = 8;
 #endif
 
 typedef float V __attribute__((vector_size(4 * N)));
-typedef int32_t Lanes __attribute__((vector_size(4 * N)));
 typedef float Unaligned __attribute__((vector_size(4 * N), aligned(4), may_alias));
 
 // --- vectors in memory ----------------------------------------------------------------------------------------------
@@ -120,16 +119,15 @@ inline void copy(const From* x, const float* scale, int64_t count, To* y) {
 // Lane i of the result is lane i ^ stride of v.
 template <int s>
 inline V swapped(V v) {
-#if defined(__clang__)
-  if constexpr (N == 16) {
-    return __builtin_shufflevector(v, v, 0 ^ s, 1 ^ s, 2 ^ s, 3 ^ s, 4 ^ s, 5 ^ s, 6 ^ s, 7 ^ s, 8 ^ s, 9 ^ s, 10 ^ s,
-                                   11 ^ s, 12 ^ s, 13 ^ s, 14 ^ s, 15 ^ s);
-  } else if constexpr (N == 8) {
-    return __builtin_shufflevector(v, v, 0 ^ s, 1 ^ s, 2 ^ s, 3 ^ s, 4 ^ s, 5 ^ s, 6 ^ s, 7 ^ s);
-  } else {
-    return __builtin_shufflevector(v, v, 0 ^ s, 1 ^ s, 2 ^ s, 3 ^ s);
-  }
+#if defined(__clang__) && defined(__AVX512F__)
+  return __builtin_shufflevector(v, v, 0 ^ s, 1 ^ s, 2 ^ s, 3 ^ s, 4 ^ s, 5 ^ s, 6 ^ s, 7 ^ s, 8 ^ s, 9 ^ s, 10 ^ s,
+                                 11 ^ s, 12 ^ s, 13 ^ s, 14 ^ s, 15 ^ s);
+#elif defined(__clang__) && defined(__AVX2__)
+  return __builtin_shufflevector(v, v, 0 ^ s, 1 ^ s, 2 ^ s, 3 ^ s, 4 ^ s, 5 ^ s, 6 ^ s, 7 ^ s);
+#elif defined(__clang__)
+  return __builtin_shufflevector(v, v, 0 ^ s, 1 ^ s, 2 ^ s, 3 ^ s);
 #else
+  typedef int32_t Lanes __attribute__((vector_size(4 * N)));
   Lanes partner;
   for (int i = 0; i < N; ++i) partner[i] = i ^ s;
   return __builtin_shuffle(v, partner);
