@@ -11,8 +11,6 @@
 namespace catonnx {
 namespace {
 
-constexpr int64_t few_rows = 8;  // "stream" is faster up to here, or up to 16 where K is small and memory slow
-
 // At least `bytes` bytes, aligned to 64, of this thread; valid until its next call. Kept: decoding asks at each node.
 uint8_t* scratch(int64_t bytes) {
   struct Free {
@@ -56,6 +54,8 @@ void multiply_portable(const Product& p, const Rows& rows, int64_t first, int64_
 }
 
 #if defined(__x86_64__)
+constexpr int64_t few_rows = 8;  // "stream" is faster up to here, or up to 16 where K is small and memory slow
+
 void multiply_with(Kernel* stream, Kernel* block, Bytes* block_bytes, const Product& p, const Rows& rows, int64_t first,
                    int64_t last) {
   if (rows.count <= few_rows) return stream(p, rows, first, last, scratch(stream_bytes(p, rows.count)));
