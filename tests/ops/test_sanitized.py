@@ -44,6 +44,7 @@ def test_under_sanitizers(ops_library: Path, tmp_path: Path) -> None:
         "pytest",
         "-q",
         "-x",
+        "-s",  # or what the sanitizer says is lost with the process
         "-p",
         "no:cacheprovider",
         *(str(HERE / name) for name in TESTS),
