@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -253,8 +254,8 @@ def test_the_instruction_set_asked_for_is_used(isas: tuple[str, ...], ops_librar
         (results[isa],) = run(session, x=inputs["x"])
     opened(node_model("SharedTransform", inputs))
     assert named().decode() == isas[-1]
-    # Only the portable code of x86 rounds between a multiplication and an addition.
-    if "avx2" in isas:
+    # Only the portable code of x86 rounds between a multiplication and an addition; under sanitizers all code does.
+    if "avx2" in isas and "CATONNX_TESTED_OPS" not in os.environ:
         assert (results["portable"] != results["avx2"]).any()
 
 

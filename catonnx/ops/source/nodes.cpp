@@ -116,7 +116,9 @@ class TransformKernel {
     const TransformView view = transform->view();
     const auto rows = rows_kernel<T>(kernels_);
     const T* const from = x.as<T>();
-    run.parallel(x.rows(), cost(view), 1, [&](int64_t first, int64_t last) {
+    // Where every run has a matrix of its own, each is fetched once for all rows of a part.
+    const int64_t step = view.per_run ? 8 * MOST_TILE_ROWS : 1;
+    run.parallel(x.rows(), cost(view), step, [&](int64_t first, int64_t last) {
       const std::unique_ptr<float[]> scratch(new float[scratch_floats(view)]);
       rows(view, from + first * channels, last - first, scratch.get(), y + first * channels);
     });
