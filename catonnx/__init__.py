@@ -1,7 +1,7 @@
 """catonnx: 4-bit ONNX models by Concentration-Alignment Transforms (arXiv 2603.04359).
 
-`catonnx.optimize(model, out, recipe)` is the whole way. Importing catonnx costs nothing: what it hands out is loaded
-when it is asked for.
+`catonnx.optimize(model, out, recipe)` is the whole way, and `catonnx.session(out)` opens what it wrote. Importing
+catonnx costs nothing: what it hands out is loaded when it is asked for.
 """
 
 from __future__ import annotations
@@ -10,14 +10,20 @@ import importlib
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "Report", "__version__", "optimize"]
+__all__ = ["Recipe", "Report", "__version__", "optimize", "session"]
 
 if TYPE_CHECKING:
     from catonnx.pipeline import optimize
     from catonnx.recipe import Recipe
     from catonnx.report import Report
+    from catonnx.runtime.library import session
 else:
-    _HOMES = {"optimize": "catonnx.pipeline", "Recipe": "catonnx.recipe", "Report": "catonnx.report"}
+    _HOMES = {
+        "optimize": "catonnx.pipeline",
+        "Recipe": "catonnx.recipe",
+        "Report": "catonnx.report",
+        "session": "catonnx.runtime.library",
+    }
 
     def __getattr__(name: str) -> object:
         """Load what `catonnx` hands out (PEP 562); hidden from type checkers, which would believe in any name."""

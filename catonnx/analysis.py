@@ -184,12 +184,16 @@ def check_types(opened: Opened) -> None:
         UsageError: naming the linear.
     """
     recipe = opened.recipe
-    if recipe.provider != "cuda" or recipe.form != "qdq" or not recipe.rounds:
+    if recipe.form == "op":
+        why = "the operators of form op know no bfloat16"
+    elif recipe.provider == "cuda" and recipe.form == "qdq" and recipe.rounds:
+        why = "form qdq dequantizes weights to bfloat16, which ONNX Runtime cannot do on CUDA"
+    else:
         return
     for site in opened.sites:
         if site.dtype == ir.DataType.BFLOAT16:
             raise UsageError(
-                "form qdq dequantizes weights to bfloat16, which ONNX Runtime cannot do on CUDA",
+                why,
                 where=site.selected[0].name,
                 hint="choose form nbits, or form integer for rounded activations",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -120,6 +121,9 @@ def inspect_command(
     exclude: ExcludeOption = None,
     lm_head: LmHeadOption = False,
     tied_embeddings: TiedEmbeddingsOption = None,
+    runtime: Annotated[
+        bool, typer.Option("--runtime", help="Show which kernel runs each linear of the model as it is, and why.")
+    ] = False,
     provider: ProviderOption = _DEFAULT.provider,
     seed: SeedOption = _DEFAULT.seed,
     json_file: JsonOption = None,
@@ -131,6 +135,15 @@ def inspect_command(
         wishes = wishes_of(locals())
         _check_places(json_file)
         terminal = Terminal(quiet=quiet)
+        if runtime:
+            from catonnx.inspection import inspect_runtime
+            from catonnx.tables import run_by
+
+            found = inspect_runtime(model, provider)
+            if json_file:
+                write_json(json_file, {"kernels": [dataclasses.asdict(kernel) for kernel in found]})
+            terminal.show(*run_by(found))
+            return
         recipe, saved = with_plan(preset, wishes, plan, model, terminal)
 
         from catonnx.inspection import inspect

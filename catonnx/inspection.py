@@ -25,6 +25,7 @@ from catonnx.progress import Progress, silent
 from catonnx.quality import predict
 from catonnx.recipe import Recipe
 from catonnx.runtime.blame import blaming
+from catonnx.runtime.kernels import Kernel, kernels
 from catonnx.siteplan import Plan, SitePlan, describe
 
 
@@ -221,3 +222,17 @@ def _tied(absorption: Absorption) -> int:
     """Return how many channels share a factor, 0 if that differs from set to set."""
     sizes = np.unique(np.bincount(absorption.ties))
     return int(sizes[0]) if len(sizes) == 1 else 0
+
+
+def inspect_runtime(model: str | os.PathLike[str], provider: str = "cpu") -> tuple[Kernel, ...]:
+    """Say which kernel of ONNX Runtime runs each linear of a model, optimized or not, and why.
+
+    Args:
+        model: An .onnx file, or a folder with `model.onnx`.
+        provider: "cpu" or "cuda".
+
+    Raises:
+        ModelError: the model does not load.
+        RuntimeUnavailableError: ONNX Runtime or the provider is not there.
+    """
+    return kernels(load.find(Path(model)).path, provider)

@@ -138,7 +138,10 @@ TargetBitsOption = Annotated[
 ]
 FormOption = Annotated[
     Form | None,
-    typer.Option(help="qdq is standard ONNX; nbits is MatMulNBits; integer is MatMulInteger.", show_default="qdq"),
+    typer.Option(
+        help="qdq is standard ONNX; nbits is MatMulNBits; integer is MatMulInteger; op is our own operators.",
+        show_default="qdq",
+    ),
 ]
 IncludeOption = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Round only linears with such names; repeatable.")

@@ -287,8 +287,10 @@ def check_form(plan: Plan, recipe: Recipe, sites: Sequence[Site]) -> None:
             what = "leaves an activation in float"
         elif not rounds and grid is not None:
             what = "rounds an activation by nodes of its own"
-        elif grid is not None and grid.group_size is not None and recipe.form == "integer":
+        elif grid is not None and grid.group_size is not None and recipe.form in ("integer", "op"):
             what = f"rounds groups of {grid.group_size} channels"
+        elif grid is not None and recipe.form == "op" and (grid.fixed or not grid.symmetric):
+            what = "gives an activation a range that is fixed or not symmetric"
         else:
             continue
         raise UsageError(

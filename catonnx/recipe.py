@@ -10,7 +10,7 @@ from catonnx.errors import UsageError
 
 Scheme = Literal["w4a16", "w4a8", "w4a4", "float"]
 TransformName = Literal["none", "smoothquant", "scale", "hadamard", "cat", "wush", "spinquant", "flatquant"]
-Form = Literal["qdq", "nbits", "integer"]
+Form = Literal["qdq", "nbits", "integer", "op"]
 Online = Literal["all", "none"]
 Provider = Literal["cpu", "cuda"]
 Caches = Literal["transformed", "exact"]
@@ -66,7 +66,8 @@ class Recipe:
         calibration: A .txt or .npz file, or `self`, or several of them; None takes `self`.
         samples: Number of calibration sequences, the same from each of them.
         seq_len: Tokens in each.
-        form: `qdq` writes DequantizeLinear (standard ONNX), `nbits` writes MatMulNBits, `integer` MatMulInteger.
+        form: `qdq` writes DequantizeLinear (standard ONNX), `nbits` writes MatMulNBits, `integer` MatMulInteger, `op`
+            operators of our own with functions that stand for them.
         accuracy_level: Of MatMulNBits (form `nbits`): 0 computes in the activation's type, 4 in int8.
         include: Shell patterns of node names to round; empty for all.
         exclude: Shell patterns of node names to leave in float.
@@ -179,9 +180,10 @@ class Recipe:
 
     def _contradictions(self) -> Iterator[tuple[bool, str, str]]:
         integer, nbits = self.form == "integer", self.form == "nbits"
+        yield from self._contradictions_of_op()
         yield (
-            bool(self.accuracy_level) and not nbits,
-            "accuracy_level belongs to form nbits",
+            bool(self.accuracy_level) and not (nbits or (self.form == "op" and self.scheme == "w4a16")),
+            "accuracy_level belongs to form nbits, and to form op with scheme w4a16",
             "for form qdq set the session option session.qdq_matmulnbits_accuracy_level at run time",
         )
         yield (
@@ -266,6 +268,27 @@ class Recipe:
             self.target_bits is not None and bool(self.keep_8bit),
             "keep_8bit and target_bits both say how many sites keep 8 bits",
             "give one of them",
+        )
+
+    def _contradictions_of_op(self) -> Iterator[tuple[bool, str, str]]:
+        if self.form != "op":
+            return
+        yield (
+            self.provider != "cpu",
+            "the operators of form op have kernels for the CPU only",
+            "choose form nbits, qdq or integer for CUDA",
+        )
+        ranged = self.activation_range != "symmetric" or self.activations != "dynamic"
+        yield (
+            self.rounds_activations and (ranged or self.activation_group_size is not None),
+            "form op rounds activations with one symmetric range per token",
+            "choose activation_range symmetric, dynamic activations and no groups of them, or form qdq",
+        )
+        kept = bool(self.keep_8bit or self.w8 or self.target_bits) or self.tied_embeddings == 8
+        yield (
+            self.rounds_activations and kept and self.group_size is not None,
+            "form op multiplies rounded activations by 4-bit weights, and by 8-bit ones only with a scale per channel",
+            "choose group_size channel, or form qdq",
         )
 
     @property

@@ -14,6 +14,7 @@ from catonnx.passes.add_as_sum import AddAsSum
 from catonnx.passes.clamp_as_max import ClampAsMax
 from catonnx.passes.insert import Insert, OnlineTransform
 from catonnx.passes.integer_products import IntegerProducts
+from catonnx.passes.operator_products import OperatorProducts
 from catonnx.passes.quantize_activations import QuantizeActivations
 from catonnx.passes.quantize_weights import Observer, QuantizeWeights, Rounder
 from catonnx.passes.shift_outputs import ShiftOutputs
@@ -24,7 +25,7 @@ from catonnx.siteplan import Plan
 def transform(opened: Opened, plan: Plan) -> None:
     """Bring every site of a model into its new basis, in place: the same function, nothing rounded."""
     Absorb(_absorbed(opened, plan))(opened.model)
-    Insert(_online(opened, plan))(opened.model)
+    Insert(_online(opened, plan), operators=opened.recipe.form == "op")(opened.model)
 
 
 def write_rounded(
@@ -48,14 +49,17 @@ def write_rounded(
         spill: Takes codes and scales out of memory.
     """
     recipe, plans = opened.recipe, plan.by_site()
-    # An integer product needs its activation rounded, and in bodies activations stay in float.
-    integer = recipe.form == "integer"
-    weights_only = [site for site in opened.sites if site.inside or not integer]
-    linears = tuple(linear for site in weights_only for linear in site.selected)
+    # A product of codes needs its activation rounded, and in bodies activations stay in float.
     grids = tuple((site, grid) for site in opened.sites if (grid := plans[site.name].grid) is not None)
-    if integer:
-        IntegerProducts(grids, rounder, recipe.provider, observe, spill, progress, opened.tables)(opened.model)
-    form: Literal["qdq", "nbits"] = "nbits" if recipe.form == "nbits" else "qdq"
+    codes = grids if recipe.form in ("integer", "op") else ()
+    ours = tuple(item for item in codes if recipe.form == "op" and plans[item[0].name].bits == 4)
+    if ours:
+        OperatorProducts(ours, rounder, observe, spill, progress, opened.tables)(opened.model)
+    if integer := tuple(item for item in codes if item not in ours):
+        IntegerProducts(integer, rounder, recipe.provider, observe, spill, progress, opened.tables)(opened.model)
+    done = {site for site, _ in codes}
+    linears = tuple(linear for site in opened.sites if site not in done for linear in site.selected)
+    form: Literal["qdq", "nbits"] = "nbits" if recipe.form in ("nbits", "op") else "qdq"
     level = recipe.kernel_level
     QuantizeWeights(linears, rounder, form, level, observe, spill, progress, opened.tables)(opened.model)
     if shifts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from catonnx.evaluation import Judged
     from catonnx.inspection import Inspection, SiteView
     from catonnx.report import KindRow, Report
+    from catonnx.runtime.kernels import Kernel
 
 _REASONS_SHOWN = 6
 
@@ -46,6 +48,23 @@ def inspected(inspection: Inspection) -> list[RenderableType]:
     if any(site.figures for site in inspection.sites):
         tables.append(_predictions(inspection.sites))
     return [*tables, _left_alone(inspection.left)]
+
+
+def run_by(kernels: Sequence[Kernel]) -> list[RenderableType]:
+    """Return what `inspect --runtime` shows: linears that run alike in one row."""
+    if not kernels:
+        return [Text("no linear layer runs")]
+    groups: dict[tuple[object, ...], list[Kernel]] = {}
+    for kernel in kernels:
+        groups.setdefault((kind_of([kernel.linear]), *dataclasses.astuple(kernel)[1:]), []).append(kernel)
+    names = shortened([kind_of([group[0].linear]) for group in groups.values()])
+    table = _table("linears, K -> N", ">number", "runs as", "weight", "activation", "why")
+    for name, (first, *others) in zip(names, groups.values(), strict=True):
+        sizes = f"{first.inputs} -> {first.outputs}"
+        table.add_row(
+            f"{name}\n{sizes}", str(1 + len(others)), first.operator, first.weight, first.activation, first.why
+        )
+    return [table]
 
 
 def judged(result: Judged) -> list[RenderableType]:

@@ -40,6 +40,8 @@ def wishes_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
             wishes[name] = int(wishes[name]) if wishes[name].isdigit() else None
     if wishes.get("form") == "integer":
         wishes.setdefault("group_size", None)
+    if wishes.get("form") == "op" and wishes.get("scheme") in ("w4a8", "w4a4"):
+        wishes.setdefault("activation_range", "symmetric")
     if "tied_embeddings" in wishes:
         wishes["tied_embeddings"] = int(wishes["tied_embeddings"])
     if "max_overhead" in wishes:

@@ -9,6 +9,10 @@
     kronecker a, b   Reshape [..., a, b], MatMul by the second, MatMul by the first from the left, Reshape back
   rank unknown   rows are joined, [-1, d/m, m], [-1, d/k, k] or [-1, a, b], and a Shape node gives them back their axes
 
+With `operators`, a scale and what follows it become one node of `catonnx` (see `graph.operators`): SharedTransform for
+a Hadamard matrix of up to 64, KroneckerTransform for two matrices, BlockTransform for blocks. For bfloat16 there are
+none of them.
+
 The inverse goes into the weights behind, so the function of the model does not change. Neighbouring factors that fit
 one matrix per block are multiplied out first. A second run on a site is refused.
 """
@@ -17,13 +21,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from catonnx.errors import VerificationError
 from catonnx.graph.edits import Names, Step, add_constant, cast, insert_before
+from catonnx.graph.operators import DOMAIN, declare
 from catonnx.graph.shapes import Shapes
 from catonnx.graph.sites import Site
 from catonnx.math.factors import Blocks, Factor, Hadamard, Kronecker, Permutation, Scale, Transform
@@ -34,6 +39,10 @@ from catonnx.passes.absorb import undo_in_readers
 
 _WIDEST_SHARED = 64
 """Wider Hadamard matrices are run as two small ones: fewer multiply-adds, one more node."""
+
+_OPERATOR_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+_BY_MATRICES = {1: "SharedTransform", 2: "KroneckerTransform"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,9 +59,11 @@ class Insert(ir.passes.InPlacePass):
 
     Attributes:
         transforms: What to insert, in graph order; the sites must belong to the model.
+        operators: Write nodes of our own domain.
     """
 
     transforms: tuple[OnlineTransform, ...]
+    operators: bool = False
 
     def requires(self, model: ir.Model) -> None:
         """Refuse sites of another model, and such as have something inserted."""
@@ -66,7 +77,11 @@ class Insert(ir.passes.InPlacePass):
         known: dict[tuple[bytes, ir.DataType, tuple[int, ...]], ir.Value] = {}
         for item in self.transforms:
             writer, factors = _Nodes(graph, names, item.site, shared, known, shapes), merged(item.factors)
-            steps = [step for factor in factors for step in writer.steps(factor)]
+            if self.operators and item.site.dtype in _OPERATOR_TYPES:
+                steps = list(writer.operators(factors))
+                declare(model, *(step.operator for step in steps if step.domain == DOMAIN))
+            else:
+                steps = [step for factor in factors for step in writer.steps(factor)]
             stored = writer.as_stored(factors)
             readers = [linear.node for linear in item.site.linears]
             insert_before(graph, names, readers, item.site.value, steps)
@@ -98,6 +113,37 @@ class _Nodes:
                 return [self._step("permute", "Gather", [None, order], axis=-1)]
             case Kronecker():
                 return self._kronecker(factor)
+
+    def operators(self, factors: Sequence[Factor]) -> Iterator[Step]:
+        """Yield a chain in which a scale joins what follows it in one node of our own."""
+        scale: Scale | None = None
+        for factor in factors:
+            if isinstance(factor, Scale) and scale is None:
+                scale = factor
+                continue
+            joined = self._operator(factor, scale)
+            if joined is None:
+                yield from self.steps(scale) if scale else ()
+                yield from self.steps(factor)
+            else:
+                yield joined
+            scale = None
+        yield from self.steps(scale) if scale else ()
+
+    def _operator(self, factor: Factor, scale: Scale | None) -> Step | None:
+        match factor:
+            case Hadamard():
+                *outer, inner = self._orders(factor)
+                matrices = [self._matrix(order) for order in (*outer, inner)]
+            case Blocks() if len(factor.matrices) > 1:
+                matrices = [self._constant("transform", factor.matrices)]
+            case Kronecker():
+                matrices = [self._constant("transform", matrix) for matrix in (factor.first, factor.second)]
+            case _:
+                return None
+        name = "BlockTransform" if isinstance(factor, Blocks) else _BY_MATRICES[len(matrices)]
+        vector = self._constant("scale", np.ones(1) if scale is None else scale.vector)
+        return self._step("transform", name, [None, vector, *matrices], domain=DOMAIN)
 
     def as_stored(self, factors: Sequence[Factor]) -> tuple[Factor, ...]:
         """Return factors with their numbers as the file will hold them: what the weights behind have to undo.
@@ -172,8 +218,10 @@ class _Nodes:
             self._join(),
         ]
 
-    def _step(self, what: str, operator: str, inputs: Sequence[ir.Value | None], **attributes: object) -> Step:
-        return Step(f"{self.site.name}/cat/{what}", operator, tuple(inputs), attributes)
+    def _step(
+        self, what: str, operator: str, inputs: Sequence[ir.Value | None], domain: str = "", **attributes: object
+    ) -> Step:
+        return Step(f"{self.site.name}/cat/{what}", operator, tuple(inputs), attributes, domain)
 
     def _split(self, tail: Sequence[int]) -> Step:
         """Reshape the channel axis to `tail` and leave the others (a 0 copies a length); join them if none is known."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 import models
+from catonnx.errors import RuntimeUnavailableError
+from catonnx.ops.build import build, find_compiler
 from models.cache import MissingPackageError
 
 
@@ -81,3 +84,16 @@ def _real(name: str) -> Path:
         return models.path(name)
     except MissingPackageError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def ops_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of our operators, compiled without a warning; or the one that CATONNX_TESTED_OPS names."""
+    named = os.environ.get("CATONNX_TESTED_OPS")
+    if named:
+        return Path(named)
+    try:
+        find_compiler()
+    except RuntimeUnavailableError as error:
+        pytest.skip(str(error))
+    return build(tmp_path_factory.mktemp("ops") / "library.so", flags=["-Werror"])

@@ -17,10 +17,18 @@ TREES: Mapping[str, str] = {"catonnx": "catonnx", "passes": "catonnx.passes"}
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("catonnx.errors", "catonnx.progress", "catonnx.cores"),
-    ("catonnx.math", "catonnx.recipe", "catonnx.measures", "catonnx.naming", "catonnx.files", "catonnx.kept"),
-    ("catonnx.graph",),
+    (
+        "catonnx.math",
+        "catonnx.recipe",
+        "catonnx.measures",
+        "catonnx.naming",
+        "catonnx.files",
+        "catonnx.kept",
+        "catonnx.ops.place",
+    ),
+    ("catonnx.graph", "catonnx.ops.build"),
     ("catonnx.passes", "catonnx.runtime"),
-    ("catonnx.learned",),
+    ("catonnx.learned", "catonnx.ops"),
     ("catonnx.fitting", "catonnx.learning", "catonnx.ranges", "catonnx.siteplan"),
     ("catonnx.quality", "catonnx.analysis"),
     ("catonnx.budget",),

@@ -71,12 +71,20 @@ def modules(project: Path) -> set[str]:
     return own | {f"catonnx/{file.relative_to(project)}" for file in (project / "passes").rglob("*.py")}
 
 
+def sources(project: Path) -> set[str]:
+    """Return the places of the operators' C++ sources, and of the headers that they need with their licence."""
+    folder = project / "catonnx" / "ops" / "source"
+    return {str(file.relative_to(project)) for file in folder.rglob("*") if file.is_file()}
+
+
 @pytest.mark.parametrize("origin", ["repository", "sdist"])
 def test_wheel_holds_all_modules_and_nothing_else(origin: str, wheels: dict[str, Path], project: Path) -> None:
     with zipfile.ZipFile(wheels[origin]) as archive:
         names = set(archive.namelist())
     information = {name for name in names if name.startswith(f"{NAME}.dist-info/")}
-    assert names - information == modules(project) | {"catonnx/py.typed"}
+    assert names - information == modules(project) | sources(project) | {"catonnx/py.typed"}
+    headers = "catonnx/ops/source/onnxruntime"
+    assert {"catonnx/ops/source/library.cpp", f"{headers}/onnxruntime_c_api.h", f"{headers}/LICENSE"} <= names
     assert {"catonnx/passes/absorb.py", "catonnx/passes/__init__.py"} <= names
     assert f"{NAME}.dist-info/licenses/LICENSE" in information
 
@@ -89,6 +97,7 @@ def test_sdist_holds_the_passes_once(sdist: Path, project: Path) -> None:
     assert {f"{NAME}/passes/{file.name}" for file in (project / "passes").glob("*.py")} <= names
     assert not [name for name in names if name.startswith(f"{NAME}/catonnx/passes")]
     assert {f"{NAME}/{name}" for name in ("LICENSE", "README.md", "pyproject.toml", "catonnx/py.typed")} <= names
+    assert {f"{NAME}/{name}" for name in sources(project)} <= names
 
 
 @pytest.mark.parametrize("origin", ["repository", "sdist"])

@@ -226,6 +226,7 @@ def test_a_weight_that_a_body_and_the_main_graph_read_has_both_layouts(form: str
         {"rounding": "gptq"},
         {"rounding": "sequential"},
         {"scheme": "w4a8", "form": "integer", "group_size": None},
+        {"scheme": "w4a8", "form": "op", "activation_range": "symmetric"},
         {"scheme": "w4a4"},
         {"keep_8bit": 2},
         {"correct_bias": True},

@@ -36,6 +36,16 @@ SCHEMES: dict[str, dict[str, Any]] = {
     },
     "w4a8 integer": {"scheme": "w4a8", "group_size": None, "form": "integer"},
     "w4a8 integer static": {"scheme": "w4a8", "group_size": None, "form": "integer", "activations": "static"},
+    "w4a16 op": {"form": "op"},
+    "w4a8 op": {"scheme": "w4a8", "form": "op", "activation_range": "symmetric"},
+    "w4a4 op, gptq, a token": {
+        "scheme": "w4a4",
+        "form": "op",
+        "activation_range": "symmetric",
+        "rounding": "gptq",
+        "group_size": None,
+        "correct_bias": True,
+    },
     "w4a4 some in 8 bits": {"scheme": "w4a4", "group_size": None, "keep_8bit": 3},
     "w4a16 some in 8 bits": {"target_bits": 5.0},
     "w4a16 some in 8 bits, nbits": {"keep_8bit": 2, "form": "nbits"},
@@ -73,13 +83,34 @@ def test_every_scheme_runs_in_its_form(name: str, tiny_llama: Path, tmp_path: Pa
     assert _kl(report) < (0.6 if wishes.get("scheme") == "w4a4" else 0.15)  # measured: 0.2 to 0.4, and 0.02 to 0.08
     model = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
     operators = [node.op_type for node in model.graph.node]
-    rounds = wishes.get("scheme") in ("w4a4", "w4a8") and wishes.get("form") != "nbits"
-    assert operators.count("QuantizeLinear") == (12 if rounds else 0)
+    rounds, ours = (
+        wishes.get("scheme") in ("w4a4", "w4a8") and wishes.get("form") != "nbits",
+        wishes.get("form") == "op",
+    )
+    assert operators.count("QuantizeLinear") == (12 if rounds and not ours else 0)
+    assert operators.count("DynamicQuantize") == (12 if rounds and ours else 0)
+    assert operators.count("QuantizedMatMul") == (21 if rounds and ours else 0)
+    assert operators.count("SharedTransform") + operators.count("KroneckerTransform") == (12 if ours else 0)
     assert operators.count("MatMulInteger") == (21 if wishes.get("form") == "integer" else 0)
     wide = sum(row.bits == 8 for row in report.sites)
     assert wide == wishes.get("keep_8bit", 0) or "target_bits" in wishes
     told = json.loads((tmp_path / "out" / "catonnx.json").read_text())
     assert all((row["activation"] != "") == rounds for row in told["sites"])
+
+
+@pytest.mark.parametrize("scheme", ["w4a16", "w4a4", "w4a8"])
+@pytest.mark.parametrize("group_size", [32, None])
+def test_form_op_is_the_same_function_as_form_qdq(
+    scheme: str, group_size: int | None, tiny_llama: Path, tmp_path: Path
+) -> None:
+    wishes: dict[str, Any] = {"scheme": scheme, "group_size": group_size}
+    if scheme != "w4a16":
+        wishes["activation_range"] = "symmetric"
+    for form in ("qdq", "op"):
+        _optimize(tiny_llama, tmp_path / form, form=form, **wishes)
+    feeds = language_feeds(tiny_llama)
+    expected, actual = (run(tmp_path / form / "model.onnx", feeds, exact=True) for form in ("qdq", "op"))
+    assert relative(expected["logits"], actual["logits"]) < 0.02  # where rounding ties turn over
 
 
 @pytest.mark.parametrize("scheme", ["w4a4", "w4a8"])
@@ -186,6 +217,7 @@ def test_a_saved_plan_brings_grids_and_bits(tiny_llama: Path, tmp_path: Path) ->
     [
         ({"scheme": "w4a8", "form": "nbits"}, {"form": "integer"}, "leaves an activation in float"),
         ({"scheme": "w4a8", "activation_group_size": 32}, {"form": "integer"}, "rounds groups of 32 channels"),
+        ({"scheme": "w4a8"}, {"form": "op", "activation_range": "symmetric"}, "fixed or not symmetric"),
     ],
 )
 def test_a_plan_for_another_form_is_refused(
@@ -215,6 +247,16 @@ def test_activations_are_rounded_as_the_plan_says(tiny_llama: Path, tmp_path: Pa
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "operators on CUDA": ({"form": "op", "provider": "cuda"}, "kernels for the CPU only"),
+    "operators and an asymmetric range": ({"form": "op", "scheme": "w4a8"}, "one symmetric range per token"),
+    "operators and a static range": (
+        {"form": "op", "scheme": "w4a8", "activation_range": "symmetric", "activations": "static"},
+        "one symmetric range per token",
+    ),
+    "operators, 8 bits and groups": (
+        {"form": "op", "scheme": "w4a8", "activation_range": "symmetric", "keep_8bit": 1},
+        "only with a scale per channel",
+    ),
     "groups in one integer product": ({"form": "integer", "scheme": "w4a4"}, "cannot scale groups of 32 rows"),
     "activation groups in one integer product": (
         {"form": "integer", "scheme": "w4a4", "group_size": None, "activation_group_size": 64},

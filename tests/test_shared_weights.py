@@ -62,6 +62,7 @@ WISHES: Mapping[str, tuple[int, dict[str, Any]]] = {
     "qdq, 8 bits": (8, {"w8": ("node_15",)}),
     "nbits": (4, {"form": "nbits"}),
     "integer": (4, {"form": "integer", "scheme": "w4a8", "group_size": None}),
+    "op": (4, {"form": "op", "scheme": "w4a8", "activation_range": "symmetric"}),
     "w4a4": (4, {"scheme": "w4a4", "group_size": None, "activations": "static"}),
     "gptq": (4, {"rounding": "gptq"}),
     "sequential": (4, {"rounding": "sequential"}),

@@ -31,6 +31,7 @@ WISHES: dict[str, dict[str, Any]] = {
     "4 bits, nbits": {"tied_embeddings": 4, "form": "nbits"},
     "8 bits, nbits": {"tied_embeddings": 8, "form": "nbits"},
     "4 bits, integer": {"tied_embeddings": 4, "scheme": "w4a8", "form": "integer", "group_size": None},
+    "4 bits, op": {"tied_embeddings": 4, "scheme": "w4a8", "form": "op", "activation_range": "symmetric"},
     "8 bits, w4a4": {"tied_embeddings": 8, "scheme": "w4a4", "group_size": None},
     "4 bits, gptq": {"tied_embeddings": 4, "rounding": "gptq", "correct_bias": True},
     "8 bits, sequential": {"tied_embeddings": 8, "rounding": "sequential"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,8 @@ def test_a_bfloat16_result_is_what_standard_onnx_says(half_mlp: Path, tmp_path: 
 
 def test_what_cuda_has_no_kernel_for_is_refused(half_mlp: Path, tmp_path: Path) -> None:
     recipe = Recipe(calibration=str(tmp_path / "feeds.npz"), provider="cuda")
+    with pytest.raises(UsageError, match="operators of form op know no bfloat16"):
+        catonnx.optimize(half_mlp, tmp_path / "out", dataclasses.replace(recipe, provider="cpu", form="op"))
     with pytest.raises(UsageError, match=r"dequantizes weights to bfloat16.*fc0.*choose form nbits"):
         catonnx.optimize(half_mlp, tmp_path / "out", recipe)
     assert not (tmp_path / "out").exists()

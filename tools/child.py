@@ -96,6 +96,22 @@ def peer(model: str, out: str, exclude: list[str], accuracy_level: int) -> dict[
     return {"linears": sum(node.op_type == "MatMulNBits" for node in quantizer.model.model.graph.node)}
 
 
+def int8(model: str, out: str, exclude: list[str]) -> dict[str, Any]:
+    """Round weights to int8 per channel and activations as they come, with onnxruntime's own dynamic quantizer."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    Path(out).mkdir(parents=True, exist_ok=True)
+    quantize_dynamic(
+        Path(model) / "model.onnx",
+        Path(out) / "model.onnx",
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=exclude,
+    )
+    return {}
+
+
 def round_with(**arguments: Any) -> dict[str, Any]:
     """Round a model with another package's quantizer; see `bench_peers`."""
     from tools import bench_peers
@@ -107,6 +123,7 @@ JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "optimize": optimize,
     "forward": forward,
     "peer": peer,
+    "int8": int8,
     "round_with": round_with,
 }
 

@@ -14,7 +14,8 @@ import numpy as np
 from catonnx.errors import CatonnxError
 from catonnx.runtime.decoding import LOGITS, present_name
 from catonnx.runtime.feeds import InputSpec
-from catonnx.runtime.sessions import PROVIDER_NAMES, open_session
+from catonnx.runtime.library import open_model
+from catonnx.runtime.sessions import PROVIDER_NAMES
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -30,7 +31,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one variant, one entry a round."""
+    """Seconds of one variant, one entry a round; of prefill none if it was not timed."""
 
     prefill: tuple[float, ...]
     decode: tuple[float, ...]
@@ -59,10 +60,10 @@ class Runner:
         self._length = 0
 
     def step(self, tokens: np.ndarray) -> float:
-        """Append `tokens` int64 [1, n] and return the seconds that it took."""
+        """Append `tokens` int64 [batch, n] and return the seconds that it took."""
         feeds = self._spec.feeds(tokens, self._length)
         if self._length == 0:
-            feeds |= self._spec.zero_past(1)
+            feeds |= self._spec.zero_past(len(tokens))
         binding = self._session.io_binding()
         begin = time.perf_counter()
         for name, array in feeds.items():
@@ -80,12 +81,19 @@ class Runner:
 
 
 def open_runner(variant: Variant, provider: str = "cpu") -> Runner:
-    """Open a variant at ONNX Runtime's default optimization."""
-    return Runner(open_session(variant.path, provider=provider, config=variant.config))
+    """Open a variant at ONNX Runtime's default optimization, with the library of our operators if it is built."""
+    return Runner(open_model(variant.path, provider=provider, config=variant.config))
 
 
 def take_turns(
-    runners: Mapping[str, Runner], tokens: np.ndarray, *, rounds: int, context: int, decoded: int
+    runners: Mapping[str, Runner],
+    tokens: np.ndarray,
+    *,
+    rounds: int,
+    context: int,
+    decoded: int,
+    batch: int = 1,
+    prefill: bool = True,
 ) -> dict[str, Times]:
     """Time all runners in every round, beginning with another one each time, after one round that warms up.
 
@@ -95,16 +103,18 @@ def take_turns(
         rounds: Rounds that count.
         context: Tokens that stand before the first one that is decoded.
         decoded: Tokens decoded one by one in a round; their median is the round's time.
+        batch: Copies of the text at once.
+        prefill: Also time that.
     """
-    names = list(runners)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    names, texts = list(runners), np.repeat(tokens[np.newaxis], batch, axis=0)
+    times: dict[str, list[tuple[float | None, float]]] = {name: [] for name in names}
     for turn in range(rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            measured = _one_round(runners[name], tokens[np.newaxis], context, decoded)
+            measured = _one_round(runners[name], texts, context, decoded, prefill)
             if turn:
                 times[name].append(measured)
     return {
-        name: Times(tuple(prefill for prefill, _ in own), tuple(decode for _, decode in own))
+        name: Times(tuple(first for first, _ in own if first is not None), tuple(decode for _, decode in own))
         for name, own in times.items()
     }
 
@@ -114,7 +124,9 @@ def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
     return statistics.median(first / second for first, second in zip(over, under, strict=True))
 
 
-def _one_round(runner: Runner, tokens: np.ndarray, context: int, decoded: int) -> tuple[float, float]:
+def _one_round(
+    runner: Runner, tokens: np.ndarray, context: int, decoded: int, prefill: bool
+) -> tuple[float | None, float]:
     # Prefill comes last: the threads of the model that ran before spin on for a while, and would be in its way.
     runner.start()
     runner.step(tokens[:, :context])
@@ -122,4 +134,4 @@ def _one_round(runner: Runner, tokens: np.ndarray, context: int, decoded: int) -
     runner.step(singles[0])  # the first step after a long one allocates anew
     decode = statistics.median(runner.step(token) for token in singles[1:])
     runner.start()
-    return runner.step(tokens), decode
+    return runner.step(tokens) if prefill else None, decode

@@ -223,12 +223,14 @@ class Step:
         operator: ONNX operator.
         inputs: Its inputs; None stands for the chain's value so far.
         attributes: Its attributes.
+        domain: That of the operator.
     """
 
     name: str
     operator: str
     inputs: tuple[ir.Value | None, ...]
     attributes: Mapping[str, Any]
+    domain: str = ""
 
 
 def insert_before(
@@ -276,4 +278,11 @@ def insert_behind(names: Names, node: ir.Node, steps: Sequence[Step]) -> None:
 
 def _node_of(names: Names, step: Step, value: ir.Value, output: ir.Value) -> ir.Node:
     inputs = [value if operand is None else operand for operand in step.inputs]
-    return ir.node(step.operator, inputs, attributes=dict(step.attributes), outputs=[output], name=names.new(step.name))
+    return ir.node(
+        step.operator,
+        inputs,
+        attributes=dict(step.attributes),
+        domain=step.domain,
+        outputs=[output],
+        name=names.new(step.name),
+    )

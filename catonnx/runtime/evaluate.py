@@ -18,8 +18,9 @@ from catonnx.progress import Progress, silent
 from catonnx.runtime.decoding import LOGITS
 from catonnx.runtime.divergence import LogitDifference, json_number, mean_cosine, negative_log_likelihood
 from catonnx.runtime.feeds import InputSpec
+from catonnx.runtime.library import open_model
 from catonnx.runtime.recording import compared_outputs
-from catonnx.runtime.sessions import open_session, run
+from catonnx.runtime.sessions import run
 from catonnx.runtime.speed import decode_speed, prefill_speed
 from catonnx.runtime.spool import Spool
 
@@ -107,7 +108,7 @@ def evaluate(
         against_perplexity = None
         if against is not None:
             other = _Subject.of(
-                open_session(against, provider=provider, config=against_config, threads=threads, scratch=scratch)
+                open_model(against, provider=provider, config=against_config, threads=threads, scratch=scratch)
             )
 
             def keep(index: int, values: Sequence[np.ndarray]) -> None:
@@ -118,7 +119,7 @@ def evaluate(
             del other  # its session must be gone before the next one opens
 
         subject = _Subject.of(
-            open_session(model_path, provider=provider, config=config, threads=threads, scratch=scratch)
+            open_model(model_path, provider=provider, config=config, threads=threads, scratch=scratch)
         )
         if against is not None and against_names != subject.names:
             raise CalibrationError(

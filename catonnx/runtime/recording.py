@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -160,6 +161,7 @@ class Recording:
         config: Mapping[str, str] | None = None,
         optimization: Optimization = "all",
         see: Callable[[OptimizedGraph], None] | None = None,
+        prepare: Callable[[Any], None] | None = None,
     ) -> Comparison:
         """Run a candidate on the same samples.
 
@@ -168,6 +170,7 @@ class Recording:
             config: Session configuration entries.
             optimization: How far ONNX Runtime may rewrite the candidate.
             see: Told what ONNX Runtime really runs, in one or several parts.
+            prepare: As of `open_session`.
 
         Raises:
             VerificationError: it lacks an output or gives it another shape.
@@ -183,6 +186,7 @@ class Recording:
             optimization=optimization,
             scratch=self._scratch,
             see=see,
+            prepare=prepare,
         ) as judged:
             check_outputs(self._names, judged, candidate)
             values_of = judged.run(self._requests(judged))

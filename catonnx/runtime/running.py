@@ -99,6 +99,7 @@ def opened(
     optimization: Optimization = "all",
     scratch: str | Path | None = None,
     see: Callable[[OptimizedGraph], None] | None = None,
+    prepare: Callable[[Any], None] | None = None,
 ) -> Iterator[Running]:
     """Open a model for running.
 
@@ -110,6 +111,7 @@ def opened(
         optimization: How far ONNX Runtime may rewrite the graph.
         scratch: A folder for what `see` reads; the system's temporary folder unless given.
         see: Told what ONNX Runtime made of the model, or of each of its parts once they have run.
+        prepare: As of `open_session`.
 
     Raises:
         ModelError: the model does not load.
@@ -121,6 +123,7 @@ def opened(
         "threads": threads,
         "optimization": optimization,
         "scratch": scratch,
+        "prepare": prepare,
     }
     parts = in_parts(model.model) if isinstance(model, Unwritten) else ()
     if isinstance(model, Unwritten) and parts:

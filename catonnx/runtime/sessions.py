@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -135,6 +135,7 @@ def open_session(
     scratch: str | Path | None = None,
     arena: bool = True,
     verbose: bool = False,
+    prepare: Callable[[Any], None] | None = None,
 ) -> InferenceSession:
     """Open one inference session. Where bfloat16 does not run a model's float32 twin does, see `graph.twin`.
 
@@ -149,6 +150,7 @@ def open_session(
             unless given.
         arena: Let ONNX Runtime hold on to memory between runs; it doubles what it takes each time.
         verbose: Let ONNX Runtime log its warnings.
+        prepare: Is given the `onnxruntime.SessionOptions` before the session is opened.
 
     Raises:
         ModelError: the model cannot be loaded: the message says why.
@@ -174,6 +176,8 @@ def open_session(
         options.optimized_model_filepath = str(optimized_path)
     for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)
+    if prepare is not None:
+        prepare(options)
 
     session = _open(path, options, wanted, _FUSIONS if optimization == "as written" else (), scratch)
     if wanted[0] not in session.get_providers():

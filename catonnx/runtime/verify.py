@@ -12,13 +12,16 @@ from typing import Any
 
 from catonnx.errors import VerificationError
 from catonnx.graph.edits import dequantizer
+from catonnx.graph.operators import DOMAIN
 from catonnx.graph.twin import holds_bfloat16, needs_twin
+from catonnx.ops.place import library
 from catonnx.progress import Progress, silent
 from catonnx.runtime.compare import Comparison, SitePair, first_difference
 from catonnx.runtime.decoding import LOGITS
 from catonnx.runtime.divergence import json_number
 from catonnx.runtime.feeds import Feeds
 from catonnx.runtime.fusion import OptimizedGraph
+from catonnx.runtime.library import register
 from catonnx.runtime.recording import Recording
 from catonnx.runtime.running import Runnable, Unwritten
 from catonnx.runtime.sessions import Optimization
@@ -126,7 +129,7 @@ class Verifier(AbstractContextManager["Verifier"]):
             "float32_twin": _runs_as_twin(transformed),
         }
 
-    def check_deployed(self, result: Runnable, linears: Sequence[str], *, rounds_activations: bool) -> dict[str, Any]:
+    def check_deployed(self, result: Unwritten, linears: Sequence[str], *, rounds_activations: bool) -> dict[str, Any]:
         """Load the saved model afresh, as a user's session would, and measure it.
 
         Args:
@@ -136,7 +139,8 @@ class Verifier(AbstractContextManager["Verifier"]):
                 ways are measured then.
 
         Returns:
-            Differences as the provider runs it by default and, on CPU, with exact activations; what its linears became.
+            Differences as the provider runs it by default and, on CPU, with exact activations, or with the library of
+            our operators if it is built and the model has any; what its linears became.
 
         Raises:
             VerificationError: if an output is not finite or has another shape.
@@ -147,6 +151,8 @@ class Verifier(AbstractContextManager["Verifier"]):
         if rounds_activations:
             exact = self._recording.compare(result, config={_LEVEL: "0"})
             figures["exact activations"] = _figures(exact)
+        if DOMAIN in result.model.opset_imports and library() is not None:
+            figures["with catonnx.ops"] = _figures(self._recording.compare(result, prepare=register))
         # The source may hold quantized layers of its own; only ours count.
         ours = {dequantizer(name) for name in linears}
         unfused = [node for graph in graphs for node in graph.unfused if node in ours]

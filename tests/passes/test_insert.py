@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from catonnx.analysis import analyse
 from catonnx.errors import VerificationError
+from catonnx.graph.constants import constant_shape
 from catonnx.math.factors import Blocks, Factor, Hadamard, Kronecker, Permutation, Scale, Transform
 from catonnx.passes.insert import Insert, OnlineTransform
 from catonnx.recipe import Recipe
@@ -46,9 +48,9 @@ def net_of(shape: Sequence[Length] | None, width: int = D) -> Net:
     return net
 
 
-def inserted(net: Net, *factors: Factor) -> ir.Model:
+def inserted(net: Net, *factors: Factor, operators: bool = False) -> ir.Model:
     opened = analyse(net.model(), Recipe(lm_head=True))
-    Insert((OnlineTransform(opened.sites[0], factors),))(opened.model)
+    Insert((OnlineTransform(opened.sites[0], factors),), operators)(opened.model)
     return opened.model
 
 
@@ -119,6 +121,59 @@ def test_a_site_of_unknown_rank_gets_its_axes_back_at_run_time(
     feeds = {"x": RANDOM.normal(size=(*shape, D)).astype(np.float32)}
     for name, array in run(net.proto(), feeds).items():
         assert relative_error(array, run(model, feeds)[name]) < 1e-5
+
+
+OPERATORS: dict[str, tuple[tuple[Factor, ...], list[str]]] = {
+    "scale": ((scale(),), ["Mul"]),
+    "hadamard": ((Hadamard(D, 8),), ["SharedTransform"]),
+    "scale, hadamard": ((scale(), Hadamard(D, 12)), ["SharedTransform"]),
+    "blocks": ((blocks(6),), ["BlockTransform"]),
+    "scale, blocks": ((scale(), blocks(6)), ["BlockTransform"]),
+    "blocks, wider hadamard": ((blocks(6), Hadamard(D, 24)), ["BlockTransform", "SharedTransform"]),
+    "one block": ((blocks(1),), ["MatMul"]),
+    "scale, kronecker": ((scale(), kronecker(4)), ["KroneckerTransform"]),
+    "scale, permutation, hadamard": ((scale(), permutation(), Hadamard(D, 8)), ["Mul", "Gather", "SharedTransform"]),
+    "hadamard, scale": ((Hadamard(D, 8), scale()), ["SharedTransform", "Mul"]),
+}
+
+
+@pytest.mark.parametrize("shape", [(D,), ("rows", D), (2, "tokens", D), None])
+@pytest.mark.parametrize(("factors", "chain"), OPERATORS.values(), ids=OPERATORS)
+def test_operators_of_our_own_run_as_functions(
+    factors: tuple[Factor, ...], chain: list[str], shape: tuple[Length, ...] | None
+) -> None:
+    net = net_of(shape)
+    model = inserted(net, *factors, operators=True)
+    assert operators(model) == chain
+    assert {name for _, name, _ in model.functions} == {name for name in chain if name.endswith("Transform")}
+    lengths = [D] if shape is None else [length if isinstance(length, int) else 3 for length in shape]
+    feeds = {"x": RANDOM.normal(size=lengths).astype(np.float32)}
+    for name, array in run(net.proto(), feeds).items():
+        assert relative_error(array, run(model, feeds)[name]) < 1e-5
+
+
+def test_wide_hadamard_matrices_are_two_operators_inputs() -> None:
+    net = net_of(("rows", 128), 128)
+    model = inserted(net, Hadamard(128, 128), operators=True)
+    (node,) = (node for node in model.graph if node.domain == "catonnx")
+    assert node.op_type == "KroneckerTransform"
+    assert [constant_shape(value) for value in node.inputs[1:]] == [(1,), (8, 8), (16, 16)]
+    feeds = {"x": RANDOM.normal(size=(3, 128)).astype(np.float32)}
+    for name, array in run(net.proto(), feeds).items():
+        assert relative_error(array, run(model, feeds)[name]) < 1e-5
+
+
+def test_bfloat16_has_no_operators() -> None:
+    net = net_of(("rows", D))
+    model = net.model()
+    opened = analyse(model, Recipe(lm_head=True))
+    site = dataclasses.replace(
+        opened.sites[0],
+        linears=tuple(dataclasses.replace(linear, dtype=ir.DataType.BFLOAT16) for linear in opened.sites[0].linears),
+    )
+    Insert((OnlineTransform(site, (Hadamard(D, 8),)),), operators=True)(opened.model)
+    assert operators(opened.model) == ["Reshape", "MatMul", "Reshape"]
+    assert not opened.model.functions
 
 
 def test_wide_hadamard_matrices_are_two_narrow_ones_shared_by_all_sites() -> None:

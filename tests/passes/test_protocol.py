@@ -22,6 +22,7 @@ from catonnx.passes.canonicalize import Canonicalize
 from catonnx.passes.clamp_as_max import ClampAsMax
 from catonnx.passes.insert import Insert, OnlineTransform
 from catonnx.passes.integer_products import IntegerProducts
+from catonnx.passes.operator_products import OperatorProducts
 from catonnx.passes.quantize_activations import QuantizeActivations
 from catonnx.passes.quantize_weights import QuantizeWeights
 from catonnx.passes.rotate_stream import RotateStream
@@ -79,6 +80,10 @@ def _integer(model: ir.Model) -> IntegerProducts:
     return IntegerProducts(tuple((site, ActivationGrid(8)) for site in opened(model).sites), rounder)
 
 
+def _operators(model: ir.Model) -> OperatorProducts:
+    return OperatorProducts(tuple((site, ActivationGrid(8)) for site in opened(model).sites), rounder)
+
+
 def _activations(model: ir.Model) -> QuantizeActivations:
     return QuantizeActivations(tuple((site, ActivationGrid(8)) for site in opened(model).sites))
 
@@ -116,6 +121,7 @@ ROWS: dict[str, tuple[Make, bool]] = {
     "clamp_as_max": (_clamp, False),
     "insert": (_insert, True),
     "integer_products": (_integer, True),
+    "operator_products": (_operators, True),
     "quantize_activations": (_activations, True),
     "quantize_weights": (_weights, True),
     "rotate_stream": (_rotate, True),

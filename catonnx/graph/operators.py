@@ -1,0 +1,107 @@
+"""Operators of our own, in the domain `catonnx`: each a model-local function of standard operators.
+
+    SharedTransform(X [..., K], scale, matrix [b, b])            every run of b channels of X * scale, times the matrix
+    BlockTransform(X [..., K], scale, matrices [B, b, b])        run i times matrix i; K = B b
+    KroneckerTransform(X [..., K], scale, first [a, a], second)  every run of a b channels times (first kron second)
+    DynamicQuantize(X [..., K]) -> Q int8, S float32 [..., 1]    codes of each token, as a symmetric `ActivationGrid`
+    QuantizedMatMul(A int8 [..., K], a_scale, B, b_scale [N G])  with 4-bit weights, laid out as for MatMulNBits
+
+`scale` is [K], or [1] where there is none. Where the library of `catonnx.ops` is registered its kernels run; everywhere
+else ONNX Runtime puts the functions into the graph, and the model computes the same.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import onnx
+import onnx.parser
+import onnx_ir as ir
+
+DOMAIN, VERSION = "catonnx", 1
+
+_BODIES = {
+    "SharedTransform": """(X, scale, matrix) => (Y) {
+        scaled = Mul(X, scale)
+        rest = Constant<value_ints = [-1]>()
+        width = Shape<start = 0, end = 1>(matrix)
+        split = Concat<axis = 0>(rest, width)
+        runs = Reshape(scaled, split)
+        product = MatMul(runs, matrix)
+        shape = Shape(X)
+        Y = Reshape(product, shape)
+    }""",
+    "BlockTransform": """(X, scale, matrices) => (Y) {
+        scaled = Mul(X, scale)
+        rest = Constant<value_ints = [-1]>()
+        widths = Shape<start = 0, end = 2>(matrices)
+        split = Concat<axis = 0>(rest, widths)
+        runs = Reshape(scaled, split)
+        first = Transpose<perm = [1, 0, 2]>(runs)
+        products = MatMul(first, matrices)
+        last = Transpose<perm = [1, 0, 2]>(products)
+        shape = Shape(X)
+        Y = Reshape(last, shape)
+    }""",
+    "KroneckerTransform": """(X, scale, first, second) => (Y) {
+        scaled = Mul(X, scale)
+        rest = Constant<value_ints = [-1]>()
+        rows = Shape<start = 0, end = 1>(first)
+        columns = Shape<start = 0, end = 1>(second)
+        split = Concat<axis = 0>(rest, rows, columns)
+        runs = Reshape(scaled, split)
+        inner = MatMul(runs, second)
+        turned = Transpose<perm = [1, 0]>(first)
+        outer = MatMul(turned, inner)
+        shape = Shape(X)
+        Y = Reshape(outer, shape)
+    }""",
+    "DynamicQuantize": """<bits, clip>(X) => (Q, S) {
+        wide = Cast<to = 1>(X)
+        size = Abs(wide)
+        last = Constant<value_ints = [-1]>()
+        peak = ReduceMax<keepdims = 1>(size, last)
+        two = Constant<value_float = 2.0>()
+        one = Constant<value_float = 1.0>()
+        width = Constant<value_int: int = @bits>()
+        number = Cast<to = 1>(width)
+        exponent = Sub(number, one)
+        half = Pow(two, exponent)
+        high = Sub(half, one)
+        low = Neg(half)
+        part = Constant<value_float: float = @clip>()
+        kept = Mul(part, peak)
+        range = Div(kept, high)
+        zero = Constant<value_float = 0.0>()
+        positive = Greater(range, zero)
+        S = Where(positive, range, one)
+        steps = Div(wide, S)
+        whole = Round(steps)
+        cut = Clip(whole, low, high)
+        Q = Cast<to = 3>(cut)
+    }""",
+    "QuantizedMatMul": """<K, N, block_size>(A, a_scale, B, b_scale) => (Y) {
+        codes = CastLike(A, a_scale)
+        steps = Mul(codes, a_scale)
+        rows = CastLike(steps, b_scale)
+        Y = com.microsoft.MatMulNBits
+            <K: int = @K, N: int = @N, bits = 4, block_size: int = @block_size> (rows, B, b_scale)
+    }""",
+}
+
+
+def declare(model: ir.Model, *operators: str) -> None:
+    """Make operators of ours known to a model, with the functions that stand for them."""
+    for name in operators:
+        function = _function(name)
+        model.functions.setdefault(function.identifier(), function.clone())
+        for domain, version in function.opset_imports.items():
+            model.graph.opset_imports.setdefault(domain, version)
+    model.graph.opset_imports[DOMAIN] = VERSION
+
+
+@cache
+def _function(name: str) -> ir.Function:
+    imports = '["" : 21, "com.microsoft" : 1]' if "com.microsoft" in _BODIES[name] else '["" : 21]'
+    head = f'<domain: "{DOMAIN}", opset_import: {imports}>'
+    return ir.serde.deserialize_function(onnx.parser.parse_function(f"{head} {name} {_BODIES[name]}"))

@@ -1,0 +1,108 @@
+"""Compile the operators' library: all it takes is a C++17 compiler."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from catonnx.errors import OutputError, RuntimeUnavailableError
+from catonnx.ops.place import NAME, SOURCE, default_place, sources
+
+COMPILERS = ("g++", "clang++", "c++")
+INSTALL_COMPILER = "install a C++ compiler: apt install g++, dnf install gcc-c++, or the like"
+
+_JOBS = 2
+_SHOWN_LINES = 20  # of a compiler's complaints
+
+
+def build(
+    output: Path | None = None,
+    *,
+    compiler: str | None = None,
+    sanitize: str | None = None,
+    flags: Sequence[str] = (),
+    source: Path = SOURCE,
+) -> Path:
+    """Compile the library, and return where it lies.
+
+    Args:
+        output: The library file; the place where `catonnx.ops.library` looks unless given.
+        compiler: Command of a C++ compiler; unless given the environment variable CXX, or else the first of g++,
+            clang++ and c++ that is there.
+        sanitize: Sanitizers to build in, as "address,undefined".
+        flags: Further flags, for the compiler and for the linker.
+        source: Folder of the sources.
+
+    Raises:
+        OutputError: the library cannot be written there.
+        RuntimeUnavailableError: there is no compiler, or it fails.
+    """
+    command = find_compiler(compiler)
+    place = default_place() if output is None else output
+    if sanitize:
+        # Under sanitizers g++ 12 takes 8 minutes at -O3, and 20 seconds so.
+        slow = ("-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
+        flags = (f"-fsanitize={sanitize}", *slow, *flags)
+    try:
+        if output is None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        # Built beside its place and renamed: whoever looks there meanwhile finds a whole library or none.
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=place.absolute().parent) as folder:
+            built = _compile(command, sources(source), flags, Path(folder))
+            built.replace(place)
+    except OSError as error:
+        raise OutputError(
+            f"the library cannot be written: {error.strerror}", where=place, hint="choose another --output"
+        ) from error
+    return place
+
+
+def find_compiler(wished: str | None = None) -> list[str]:
+    """Return the command of a C++ compiler.
+
+    Raises:
+        RuntimeUnavailableError: there is none, or not the one that was asked for.
+    """
+    asked = wished or os.environ.get("CXX")
+    if asked:
+        command = shlex.split(asked)
+        if shutil.which(command[0]) is None:
+            raise RuntimeUnavailableError(f"there is no compiler {command[0]}", hint=INSTALL_COMPILER)
+        return command
+    for name in COMPILERS:
+        if shutil.which(name):
+            return [name]
+    raise RuntimeUnavailableError(f"there is no C++ compiler: none of {', '.join(COMPILERS)}", hint=INSTALL_COMPILER)
+
+
+def _compile(command: Sequence[str], files: dict[Path, tuple[str, ...]], flags: Sequence[str], folder: Path) -> Path:
+    with ThreadPoolExecutor(_JOBS) as pool:
+        jobs = [
+            pool.submit(
+                _run, [*command, *own, "-Wall", "-Wextra", *flags, "-c", str(file), "-o", f"{folder / file.stem}.o"]
+            )
+            for file, own in files.items()
+        ]
+        for job in jobs:
+            job.result()
+    built = folder / NAME
+    _run([*command, "-shared", *flags, *(f"{folder / file.stem}.o" for file in files), "-o", str(built)])
+    return built
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    complaints = (done.stderr or done.stdout).strip().splitlines()[:_SHOWN_LINES]
+    raise RuntimeUnavailableError(
+        "\n".join([f"the compiler failed with code {done.returncode}", *complaints]),
+        where=shlex.join(command),
+        hint="another compiler may do: --compiler clang++; it must know C++17",
+    )

@@ -1,0 +1,76 @@
+"""Where the sources of the operators' library lie, and where the library does once it is built.
+
+A library belongs to its sources: it is kept under their hash, so that an upgrade of catonnx never loads an old one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+from catonnx.errors import RuntimeUnavailableError
+
+SOURCE = Path(__file__).resolve().parent / "source"
+NAME = "libcatonnx_ops.so"
+VARIABLE = "CATONNX_OPS"
+"""Environment variable that names another library file."""
+
+BUILD = "python -m catonnx.ops build"
+
+_BASE = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+_FLAGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "x86_64": {"avx2": _AVX2, "avx512": _AVX512, "avx512vnni": (*_AVX512, "-mavx512vnni")},
+    "aarch64": {"neon": ()},
+}
+"""Machine -> suffix of a source file's name -> what its instruction set takes."""
+
+
+def library() -> Path | None:
+    """Return the library to use: the file that CATONNX_OPS names, or what was built; None if nothing was.
+
+    Raises:
+        RuntimeUnavailableError: CATONNX_OPS names what is no file.
+    """
+    named = os.environ.get(VARIABLE)
+    path = Path(named) if named else default_place()
+    if path.is_file():
+        return path
+    if not named:
+        return None
+    raise RuntimeUnavailableError(
+        f"{VARIABLE} names a file that is not there", where=path, hint=f"unset it, or: {BUILD} --output {path}"
+    )
+
+
+def default_place() -> Path:
+    """Return where the library of these sources is kept for this user and kind of machine."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "catonnx" / f"ops-{digest()[:16]}-{platform.machine()}" / NAME
+
+
+def digest(source: Path = SOURCE) -> str:
+    """Return a SHA-256 over all sources and the flags that they are compiled with."""
+    whole = hashlib.sha256(repr((_BASE, _FLAGS)).encode())
+    for file in sorted(file for file in source.rglob("*") if file.suffix in (".cpp", ".h")):
+        whole.update(file.relative_to(source).as_posix().encode() + b"\0")
+        whole.update(hashlib.sha256(file.read_bytes()).digest())
+    return whole.hexdigest()
+
+
+def sources(source: Path = SOURCE, machine: str | None = None) -> dict[Path, tuple[str, ...]]:
+    """Return the source files for a kind of machine (this one unless given), each with its compiler flags."""
+    known = {suffix for suffixes in _FLAGS.values() for suffix in suffixes}
+    own = _FLAGS.get(platform.machine() if machine is None else machine, {})
+    files: dict[Path, tuple[str, ...]] = {}
+    for file in sorted(source.glob("*.cpp")):
+        suffix = file.stem.rpartition("_")[2]
+        if suffix not in known:
+            files[file] = _BASE
+        elif suffix in own:
+            files[file] = (*_BASE, *own[suffix])
+    return files

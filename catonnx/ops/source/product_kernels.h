@@ -1,0 +1,32 @@
+// The kernels that multiply() chooses from. A file for one instruction set calls no inline function of the standard
+// library: the linker keeps one copy of those for everyone, and that could be the one that was compiled for AVX-512.
+#pragma once
+
+#include "product.h"
+
+namespace catonnx {
+
+// Activations int8 [count, K] with a scale each, and where their products go, [count, N].
+struct Rows {
+  const int8_t* a;
+  const float* scale;
+  int64_t count;
+  float* y;
+};
+
+// "stream": few rows; codes are read once and unpacked in registers. "block": many rows; codes are unpacked to bytes, a
+// panel of columns at a time, once for all rows. K and the number of rows are at least 1, first < last; scratch is
+// aligned to 64 bytes and holds stream_bytes, or block_bytes of the same instruction set.
+using Kernel = void(const Product& product, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch);
+using Bytes = int64_t(const Product& product, int64_t rows);
+
+Kernel stream_avx2, stream_avx512vnni, block_avx2, block_avx512vnni;
+Bytes stream_bytes, block_bytes_avx2, block_bytes_avx512vnni;
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t round_up(int64_t a, int64_t to) { return ceil_div(a, to) * to; }
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t group_count(const Product& p) { return ceil_div(p.K, p.group); }
+static inline int64_t row_bytes(const Product& p) { return group_count(p) * p.group / 2; }
+
+}  // namespace catonnx

@@ -1,0 +1,104 @@
+#include "transform.h"
+
+#include <cmath>
+
+#include "cpu.h"
+
+namespace catonnx {
+namespace {
+
+// Rows of `size` with rows of padded(size) in between them.
+std::vector<float> pack(const float* matrices, int64_t rows, int64_t size) {
+  std::vector<float> packed(rows * padded(size), 0.0f);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < size; ++j) packed[i * padded(size) + j] = matrices[i * size + j];
+  }
+  return packed;
+}
+
+}  // namespace
+
+int64_t scratch_floats(const TransformView& view) {
+  return view.run + 2 * (MOST_TILE_ROWS + view.outer) * padded(view.inner);
+}
+
+const TransformKernels& transform_kernels() {
+#if defined(__x86_64__)
+  switch (isa()) {
+    case Isa::avx2: return avx2_transforms;
+    case Isa::avx512:
+    case Isa::avx512vnni: return avx512_transforms;
+    default: break;
+  }
+#endif
+  return portable_transforms;  // vectors of 4 floats: compiled for aarch64, that is NEON
+}
+
+float sylvester_factor(const float* matrix, int64_t size) {
+  if (size <= 0 || (size & (size - 1)) != 0) return 0.0f;
+  const float factor = matrix[0];
+  if (!std::isfinite(factor)) return 0.0f;
+  for (int64_t i = 0; i < size; ++i) {
+    for (int64_t j = 0; j < size; ++j) {
+      const bool negative = __builtin_parityll(static_cast<unsigned long long>(i & j)) != 0;
+      if (matrix[i * size + j] != (negative ? -factor : factor)) return 0.0f;
+    }
+  }
+  return factor;
+}
+
+Transform::Transform(int64_t channels, const float* scale, int64_t scales) : channels_(channels), scale_(channels) {
+  for (int64_t i = 0; i < channels; ++i) scale_[i] = scale[scales == 1 ? 0 : i];
+}
+
+void Transform::multiply_scale(float factor) {
+  for (float& value : scale_) value *= factor;
+}
+
+Transform Transform::blocks(int64_t channels, const float* scale, int64_t scales, const float* matrices, int64_t count,
+                            int64_t size) {
+  Transform made(channels, scale, scales);
+  made.run_ = made.inner_ = size;
+  const float factor = count == 1 ? sylvester_factor(matrices, size) : 0.0f;
+  if (factor != 0.0f) {
+    made.hadamard_ = true;
+    made.multiply_scale(factor);
+  } else {
+    made.per_run_ = count > 1;
+    made.matrix_ = pack(matrices, count * size, size);
+  }
+  return made;
+}
+
+Transform Transform::kronecker(int64_t channels, const float* scale, int64_t scales, const float* first, int64_t outer,
+                               const float* second, int64_t inner) {
+  Transform made(channels, scale, scales);
+  made.run_ = outer * inner;
+  const float first_factor = sylvester_factor(first, outer), second_factor = sylvester_factor(second, inner);
+  if (second_factor != 0.0f) {
+    made.hadamard_ = true;
+    made.multiply_scale(second_factor);
+  } else {
+    made.matrix_ = pack(second, inner, inner);
+  }
+  if (made.hadamard_ && first_factor != 0.0f) {  // Sylvester's matrices are Kronecker products of each other
+    made.inner_ = made.run_;
+    made.multiply_scale(first_factor);
+    return made;
+  }
+  made.outer_ = outer;
+  made.inner_ = inner;
+  made.first_.resize(outer * outer);
+  for (int64_t i = 0; i < outer; ++i) {
+    for (int64_t j = 0; j < outer; ++j) made.first_[j * outer + i] = first[i * outer + j];
+  }
+  return made;
+}
+
+TransformView Transform::view() const {
+  return {channels_,     run_,          outer_,         inner_,
+          hadamard_,     per_run_,      scale_.data(),  matrix_.data(),
+          first_.empty() ? nullptr : first_.data()};
+}
+
+}  // namespace catonnx

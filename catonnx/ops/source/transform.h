@@ -1,0 +1,72 @@
+// The three transforms of rows of channels, without ONNX Runtime: what nodes.cpp runs.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace catonnx {
+
+// A float16 as it lies in memory.
+struct Half {
+  uint16_t bits;
+};
+
+// Matrices are stored with rows of whole vectors of every instruction set, the padding zero. `static`, for no function may
+// be shared between instruction sets: the linker would take anyone's.
+static inline constexpr int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16; }
+
+// What one transform does to each row, prepared.
+struct TransformView {
+  int64_t channels;     // of a row; a multiple of `run`
+  int64_t run;          // channels that are mixed with each other
+  int64_t outer;        // Kronecker: the size of `first`; 1 otherwise
+  int64_t inner;        // the size of `matrix`: run = outer * inner
+  bool hadamard;        // `matrix` is Sylvester's and runs as a fast Walsh-Hadamard transform
+  bool per_run;         // every run of a row has a matrix of its own
+  const float* scale;   // [channels]: on the way in, with whatever factor the Hadamard matrix has
+  const float* matrix;  // [inner, padded(inner)], once for each run if `per_run`; unused if `hadamard`
+  const float* first;   // Kronecker: [outer, outer], transposed; null if there is none
+};
+
+constexpr int64_t MOST_TILE_ROWS = 6;  // of runs that are multiplied at a time
+
+// How many floats of scratch the kernels want.
+int64_t scratch_floats(const TransformView& view);
+
+// The kernels of one instruction set. x and y are [rows, channels] and may be the same.
+struct TransformKernels {
+  void (*rows)(const TransformView& view, const float* x, int64_t rows, float* scratch, float* y);
+  void (*half_rows)(const TransformView& view, const Half* x, int64_t rows, float* scratch, Half* y);
+  void (*widen)(const Half* x, int64_t count, float* y);
+  void (*narrow)(const float* x, int64_t count, Half* y);
+};
+
+const TransformKernels& transform_kernels();  // of isa(), see cpu.h
+
+extern const TransformKernels portable_transforms, avx2_transforms, avx512_transforms;
+
+// Prepares TransformViews, and holds what they point to.
+class Transform {
+ public:
+  // matrices [count, size, size], count 1 or channels / size. scale [scales], scales 1 or channels.
+  static Transform blocks(int64_t channels, const float* scale, int64_t scales, const float* matrices, int64_t count,
+                          int64_t size);
+  // first [outer, outer], second [inner, inner].
+  static Transform kronecker(int64_t channels, const float* scale, int64_t scales, const float* first, int64_t outer,
+                             const float* second, int64_t inner);
+
+  TransformView view() const;
+
+ private:
+  Transform(int64_t channels, const float* scale, int64_t scales);
+  void multiply_scale(float factor);
+
+  int64_t channels_, run_ = 0, outer_ = 1, inner_ = 0;
+  bool hadamard_ = false, per_run_ = false;
+  std::vector<float> scale_, matrix_, first_;
+};
+
+// The c of a matrix [size, size] whose entries are c (-1)^popcount(i & j); 0 if it is none such.
+float sylvester_factor(const float* matrix, int64_t size);
+
+}  // namespace catonnx
