@@ -10,9 +10,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "Report", "__version__", "optimize", "session"]
+__all__ = ["Recipe", "Report", "__version__", "ops", "optimize", "session"]
 
 if TYPE_CHECKING:
+    from catonnx import ops
     from catonnx.pipeline import optimize
     from catonnx.recipe import Recipe
     from catonnx.report import Report
@@ -27,6 +28,8 @@ else:
 
     def __getattr__(name: str) -> object:
         """Load what `catonnx` hands out (PEP 562); hidden from type checkers, which would believe in any name."""
+        if name == "ops":
+            return importlib.import_module("catonnx.ops")
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value: object = getattr(importlib.import_module(_HOMES[name]), name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from catonnx import __version__
-from catonnx.errors import CatonnxError
+from catonnx.errors import CatonnxError, UsageError
 from catonnx.files import check_place, write_json
 from catonnx.options import (
     ActivationGroupSizeOption,
@@ -136,6 +136,9 @@ def inspect_command(
         _check_places(json_file)
         terminal = Terminal(quiet=quiet)
         if runtime:
+            if idle := sorted(wishes.keys() - {"provider", "seed"}):
+                told = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+                raise UsageError(f"--runtime looks at the model as it is, without {told}", hint="leave one of them out")
             from catonnx.inspection import inspect_runtime
             from catonnx.tables import run_by
 

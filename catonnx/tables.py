@@ -157,7 +157,7 @@ def _report_facts(report: Report) -> list[tuple[str, str]]:
         facts.append(("", f"{checked['fused']} of {checked['linears']} rounded linears run as {_product(report)}"))
         facts += [("", f"{count} x {reason}") for reason, count in summed_up(checked["not_fused"])[:_REASONS_SHOWN]]
     facts += _reasons("left alone", [reason for _, _, reason in report.left])
-    facts += _reasons("remarks", [row.why for row in report.sites if row.why])
+    facts += _reasons("remarks", [*checked.get("remarks", ()), *(row.why for row in report.sites if row.why)])
     facts += [("" if index else "turned", text) for index, text in enumerate(report.turned)]
     if report.changed_caches:
         names = ", ".join(name for name, _ in summed_up(report.changed_caches))
@@ -184,6 +184,8 @@ def _report_facts(report: Report) -> list[tuple[str, str]]:
 
 
 def _product(report: Report) -> str:
+    if report.recipe["form"] == "op" and report.recipe["scheme"] in ("w4a8", "w4a4"):
+        return "QuantizedMatMul, or MatMulNBits where our library is not there"
     return "MatMulInteger" if report.recipe["form"] == "integer" else "MatMulNBits"
 
 

@@ -46,7 +46,7 @@ def test_keys_of_the_report_are_those_of_its_version(tmp_path: Path) -> None:
     assert set(told) == KEYS
     assert all(set(row) == SITE_KEYS for row in told["sites"])
     assert set(told["verification"]) == {
-        "transform_relative_l2", "float32_twin", "deployed", "linears", "fused", "not_fused",
+        "transform_relative_l2", "float32_twin", "deployed", "linears", "fused", "not_fused", "remarks",
     }  # fmt: skip
     assert told["unchanged"] == ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -46,6 +47,12 @@ def test_one_version_everywhere() -> None:
     newest = re.search(r"^## (\S+)", read("CHANGELOG.md"), flags=re.MULTILINE)
     assert newest is not None
     assert project["version"] == catonnx.__version__ == newest[1]
+
+
+def test_every_module_that_the_readme_runs_is_there() -> None:
+    named = set(re.findall(r"python -m ([a-z_.]+[a-z])", read("README.md") + read("CHANGELOG.md")))
+    assert {"tools.bench_runtime", "tools.fuzz", "catonnx.ops", "models"} <= named
+    assert [name for name in named if importlib.util.find_spec(name) is None] == []
 
 
 def test_readme_names_commands_that_make_knows() -> None:

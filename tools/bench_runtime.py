@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import models
+from catonnx.ops.place import BUILD, library
 from catonnx.runtime.evaluate import disk_bytes
 from catonnx.runtime.text import TokenStream, pack_text, read_text
 from tools.arguments import add_calibration, add_places
@@ -59,7 +60,7 @@ FORMS: Mapping[str, dict[str, Any]] = {
 
 BOUNDED = [
     f"{form}, {transform}"
-    for form in ("op w4a16", "op w4a8", "op w4a8 a channel", "integer w4a8")
+    for form in ("op w4a16", "op w4a8", "op w4a8 a channel", "integer w4a8", "integer w4a4")
     for transform in ("none", "scale + hadamard")
 ]
 """What is made unless more is asked for."""
@@ -72,6 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     model = options.model or models.path("smollm2")
     wanted = _wanted(options)
+    if library() is None and any(name.startswith("op") for name in wanted):
+        print(f"the library of our operators is not there: {BUILD}", file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory(prefix="catonnx-runtime-") as scratch:
         variants = _variants(model, options.keep or Path(scratch), wanted, options)
         sizes = {name: disk_bytes(variant.path) for name, variant in variants.items()}

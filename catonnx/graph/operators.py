@@ -7,7 +7,8 @@
     QuantizedMatMul(A int8 [..., K], a_scale, B, b_scale [N G])  with 4-bit weights, laid out as for MatMulNBits
 
 `scale` is [K], or [1] where there is none. Where the library of `catonnx.ops` is registered its kernels run; everywhere
-else ONNX Runtime puts the functions into the graph, and the model computes the same.
+else ONNX Runtime puts the functions into the graph, and the model computes the same: a row with NaN or Inf has a scale
+of NaN, and no rows at all are none.
 """
 
 from __future__ import annotations
@@ -29,32 +30,47 @@ _BODIES = {
         runs = Reshape(scaled, split)
         product = MatMul(runs, matrix)
         shape = Shape(X)
-        Y = Reshape(product, shape)
+        Y = Reshape<allowzero = 1>(product, shape)
     }""",
+    # The scale stands between Transpose and MatMul: ONNX Runtime 1.31 fuses the two, and then dies of no rows at all.
     "BlockTransform": """(X, scale, matrices) => (Y) {
-        scaled = Mul(X, scale)
         rest = Constant<value_ints = [-1]>()
-        widths = Shape<start = 0, end = 2>(matrices)
-        split = Concat<axis = 0>(rest, widths)
-        runs = Reshape(scaled, split)
+        one = Constant<value_ints = [1]>()
+        blocks = Shape<start = 0, end = 1>(matrices)
+        width = Shape<start = 1, end = 2>(matrices)
+        split = Concat<axis = 0>(rest, blocks, width)
+        runs = Reshape(X, split)
         first = Transpose<perm = [1, 0, 2]>(runs)
-        products = MatMul(first, matrices)
+        channels = Shape<start = -1>(X)
+        scales = Expand(scale, channels)
+        apart = Concat<axis = 0>(blocks, one, width)
+        columns = Reshape(scales, apart)
+        scaled = Mul(first, columns)
+        products = MatMul(scaled, matrices)
         last = Transpose<perm = [1, 0, 2]>(products)
         shape = Shape(X)
-        Y = Reshape(last, shape)
+        Y = Reshape<allowzero = 1>(last, shape)
     }""",
+    # Two products of two axes each: of three, with one of them empty, ONNX Runtime says that they cannot broadcast.
     "KroneckerTransform": """(X, scale, first, second) => (Y) {
         scaled = Mul(X, scale)
         rest = Constant<value_ints = [-1]>()
         rows = Shape<start = 0, end = 1>(first)
         columns = Shape<start = 0, end = 1>(second)
+        by_columns = Concat<axis = 0>(rest, columns)
+        flat = Reshape(scaled, by_columns)
+        inner = MatMul(flat, second)
         split = Concat<axis = 0>(rest, rows, columns)
-        runs = Reshape(scaled, split)
-        inner = MatMul(runs, second)
-        turned = Transpose<perm = [1, 0]>(first)
-        outer = MatMul(turned, inner)
+        runs = Reshape(inner, split)
+        turned = Transpose<perm = [0, 2, 1]>(runs)
+        by_rows = Concat<axis = 0>(rest, rows)
+        lines = Reshape(turned, by_rows)
+        outer = MatMul(lines, first)
+        split_turned = Concat<axis = 0>(rest, columns, rows)
+        apart = Reshape(outer, split_turned)
+        back = Transpose<perm = [0, 2, 1]>(apart)
         shape = Shape(X)
-        Y = Reshape(outer, shape)
+        Y = Reshape<allowzero = 1>(back, shape)
     }""",
     "DynamicQuantize": """<bits, clip>(X) => (Q, S) {
         wide = Cast<to = 1>(X)
@@ -74,8 +90,11 @@ _BODIES = {
         range = Div(kept, high)
         zero = Constant<value_float = 0.0>()
         positive = Greater(range, zero)
-        S = Where(positive, range, one)
-        steps = Div(wide, S)
+        usual = Where(positive, range, one)
+        zeros = Mul(wide, zero)
+        nothing = ReduceSum<keepdims = 1>(zeros, last)
+        S = Add(usual, nothing)
+        steps = Div(wide, usual)
         whole = Round(steps)
         cut = Clip(whole, low, high)
         Q = Cast<to = 3>(cut)
@@ -91,13 +110,15 @@ _BODIES = {
 
 
 def declare(model: ir.Model, *operators: str) -> None:
-    """Make operators of ours known to a model, with the functions that stand for them."""
+    """Make operators of ours known to a model, with the functions that stand for them, in the model's own opset."""
+    imports = model.graph.opset_imports
+    imports[DOMAIN] = VERSION
     for name in operators:
-        function = _function(name)
-        model.functions.setdefault(function.identifier(), function.clone())
-        for domain, version in function.opset_imports.items():
-            model.graph.opset_imports.setdefault(domain, version)
-    model.graph.opset_imports[DOMAIN] = VERSION
+        function = _function(name).clone()
+        if "com.microsoft" in function.opset_imports:
+            imports.setdefault("com.microsoft", 1)
+        function.opset_imports[""] = imports[""]
+        model.functions.setdefault(function.identifier(), function)
 
 
 @cache

@@ -45,6 +45,8 @@ def build(
     """
     command = find_compiler(compiler)
     place = default_place() if output is None else output
+    if place is None:
+        raise OutputError("this user has no home where the library could be kept", hint="give --output and CATONNX_OPS")
     if sanitize:
         # Under sanitizers g++ 12 takes 8 minutes at -O3, and 20 seconds so.
         slow = ("-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
@@ -71,9 +73,14 @@ def find_compiler(wished: str | None = None) -> list[str]:
     """
     asked = wished or os.environ.get("CXX")
     if asked:
-        command = shlex.split(asked)
-        if shutil.which(command[0]) is None:
-            raise RuntimeUnavailableError(f"there is no compiler {command[0]}", hint=INSTALL_COMPILER)
+        try:
+            command = shlex.split(asked)
+        except ValueError:  # a quote without its partner
+            command = [asked]
+        if not command or shutil.which(command[0]) is None:
+            raise RuntimeUnavailableError(
+                f"there is no compiler {command[0] if command else repr(asked)}", hint=INSTALL_COMPILER
+            )
         return command
     for name in COMPILERS:
         if shutil.which(name):
@@ -92,7 +99,12 @@ def _compile(command: Sequence[str], files: dict[Path, tuple[str, ...]], flags: 
         for job in jobs:
             job.result()
     built = folder / NAME
-    _run([*command, "-shared", *flags, *(f"{folder / file.stem}.o" for file in files), "-o", str(built)])
+    link = [*command, "-shared", *flags, *(f"{folder / file.stem}.o" for file in files), "-o", str(built)]
+    _run(link)
+    if not built.is_file():
+        raise RuntimeUnavailableError(
+            "the compiler ended well and wrote nothing", where=shlex.join(link), hint=INSTALL_COMPILER
+        )
     return built
 
 

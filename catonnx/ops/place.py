@@ -37,8 +37,8 @@ def library() -> Path | None:
         RuntimeUnavailableError: CATONNX_OPS names what is no file.
     """
     named = os.environ.get(VARIABLE)
-    path = Path(named) if named else default_place()
-    if path.is_file():
+    path = Path(named).absolute() if named else default_place()
+    if path is not None and path.is_file():
         return path
     if not named:
         return None
@@ -47,9 +47,12 @@ def library() -> Path | None:
     )
 
 
-def default_place() -> Path:
-    """Return where the library of these sources is kept for this user and kind of machine."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def default_place() -> Path | None:
+    """Return where the library of these sources is kept for this user and kind of machine; None without a home."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
     return cache / "catonnx" / f"ops-{digest()[:16]}-{platform.machine()}" / NAME
 
 

@@ -59,7 +59,7 @@ def kernels(
         ModelError: the model does not load.
         RuntimeUnavailableError: ONNX Runtime or the provider is not there.
     """
-    ours = any(node.domain == DOMAIN for node in ir.traversal.RecursiveGraphIterator(read(Path(model)).graph))
+    names, transforms = _ours(read(Path(model)))
     with tempfile.TemporaryDirectory(prefix="catonnx-", dir=folder) as scratch:
         path = Path(scratch) / "optimized.onnx"
         session = open_model(
@@ -68,22 +68,35 @@ def kernels(
         on_cpu = PROVIDER_NAMES["cuda"] not in session.get_providers()
         del session
         nodes = ir.traversal.RecursiveGraphIterator(read(path).graph)
-        return tuple(kernel for node in nodes if (kernel := _kernel(node, on_cpu, ours)) is not None)
+        found = (kernel for node in nodes if (kernel := _kernel(node, on_cpu, names)) is not None)
+        return tuple(kernel for kernel in found if kernel.linear not in transforms)
 
 
-def _kernel(node: ir.Node, on_cpu: bool, ours: bool) -> Kernel | None:
+def _ours(model: ir.Model) -> tuple[dict[str, str], set[str]]:
+    """Return weights of products of our own with the names of these, and the matrices of our transforms."""
+    nodes = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.domain == DOMAIN]
+    names = {
+        str(value.name): str(node.name)
+        for node in nodes
+        if node.op_type == "QuantizedMatMul" and (value := node.inputs[2]) is not None
+    }
+    matrices = (value for node in nodes if node.op_type.endswith("Transform") for value in node.inputs[2:])
+    return names, {str(value.name) for value in matrices if value is not None}
+
+
+def _kernel(node: ir.Node, on_cpu: bool, ours: Mapping[str, str]) -> Kernel | None:
     if node.op_type == "MatMulNBits":
         return _of_blocks(node, on_cpu, ours)
     if node.domain == DOMAIN and node.op_type == "QuantizedMatMul":
         weight = f"4 bits, groups of {node.attributes.get_int('block_size')}"
         sizes = node.attributes.get_int("K", 0), node.attributes.get_int("N", 0)
-        return Kernel(_name(node, 2), *sizes, f"{DOMAIN}.QuantizedMatMul", weight, "int8", "the library is registered")
+        return Kernel(_name(node, 2), *sizes, f"{DOMAIN}.QuantizedMatMul", weight, "int8", "the library is in use")
     if node.op_type in _INTEGER_PRODUCTS and _shape(node.inputs[1]):
         return _made(node, "int8", "int8 codes", "written as a product of integers")
     return _float_product(node) if node.op_type in _FLOAT_PRODUCTS else None
 
 
-def _of_blocks(node: ir.Node, on_cpu: bool, ours: bool) -> Kernel:
+def _of_blocks(node: ir.Node, on_cpu: bool, ours: Mapping[str, str]) -> Kernel:
     bits, level = node.attributes.get_int("bits", 4), node.attributes.get_int("accuracy_level", 0)
     scale = node.inputs[2]
     dtype = "float32" if scale is None or scale.dtype is None else _type(scale.dtype)
@@ -94,11 +107,12 @@ def _of_blocks(node: ir.Node, on_cpu: bool, ours: bool) -> Kernel:
         activation, why = "int8 per block", f"{why}: ONNX Runtime rounds activations itself"
     elif bits == 8:
         why += ": slow, 8 bits are fast at level 4 only"
-    if ours and not node.name:
-        why = "a function of catonnx stands in: the library is not registered"
+    name = _name(node, 1)
+    if name in ours:
+        name, why = ours[name], "a function of catonnx stands in: the library is not in use"
     weight = f"{bits} bits, groups of {node.attributes.get_int('block_size')}"
     sizes = node.attributes.get_int("K", 0), node.attributes.get_int("N", 0)
-    return Kernel(_name(node, 1), *sizes, "MatMulNBits", weight, activation, why)
+    return Kernel(name, *sizes, "MatMulNBits", weight, activation, why)
 
 
 def _made(node: ir.Node, weight: str, activation: str, why: str) -> Kernel:

@@ -61,7 +61,7 @@ def session(path: str | Path, provider: str = "cpu", *, config: Mapping[str, str
 
     Raises:
         ModelError: there is no such model, or it cannot be loaded.
-        RuntimeUnavailableError: ONNX Runtime or the provider is not there, or CATONNX_OPS names no file.
+        RuntimeUnavailableError: ONNX Runtime or the provider is not there.
         UsageError: an unknown provider.
     """
     return open_model(find(Path(path)).path, provider=provider, config=config)
@@ -79,13 +79,15 @@ def open_model(path: str | Path, *, provider: str = "cpu", **options: Any) -> In
         CatonnxError: as `open_session`.
     """
     path = Path(path)
-    if provider != "cpu" or library() is None or not path.is_file() or not _uses_domain(path):
+    if provider != "cpu" or not path.is_file() or not _uses_domain(path):
         return open_session(path, provider=provider, **options)
     try:
+        if library() is None:
+            return open_session(path, provider=provider, **options)
         return open_session(path, provider=provider, prepare=register, **options)
     except (ModelError, RuntimeUnavailableError) as error:
         opened = open_session(path, provider=provider, **options)
-        warnings.warn(f"the model runs without the library of catonnx's operators: {error}", stacklevel=2)
+        warnings.warn(f"the model runs without the library of catonnx's operators: {error}", stacklevel=3)
         return opened
 
 

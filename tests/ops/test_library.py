@@ -69,6 +69,7 @@ def test_finding(ops_library: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert library() is None
     place = default_place()
+    assert place is not None
     assert place.is_relative_to(tmp_path)
     place.parent.mkdir(parents=True)
     place.touch()
@@ -97,8 +98,33 @@ def test_sources_of_each_kind_of_machine() -> None:
 
 def test_building_where_it_is_looked_for(nothing_built: Path) -> None:
     source = tiny_source(nothing_built / "source", 'extern "C" int answer() { return 42; }\n')
-    assert build(source=source) == default_place() == library()
-    assert [file.name for file in default_place().parent.iterdir()] == [default_place().name]
+    place = build(source=source)
+    assert place == default_place() == library()
+    assert [file.name for file in place.parent.iterdir()] == [place.name]
+
+
+def test_a_user_without_a_home(nothing_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert library() is None
+    with pytest.raises(OutputError, match=r"no home.*give --output"):
+        build(source=tiny_source(nothing_built / "source", "int x;"))
+
+
+@pytest.mark.parametrize("command", ["'", " ", "no-such-compiler"])
+def test_a_compiler_that_is_none(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", command)
+    with pytest.raises(RuntimeUnavailableError, match="there is no compiler"):
+        find_compiler()
+
+
+def test_a_compiler_that_writes_nothing(nothing_built: Path) -> None:
+    source = tiny_source(nothing_built / "source", "int x;")
+    with pytest.raises(RuntimeUnavailableError, match="wrote nothing"):
+        build(source=source, compiler="true")
 
 
 def test_a_compiler_that_fails(nothing_built: Path) -> None:

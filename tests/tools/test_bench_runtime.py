@@ -10,7 +10,14 @@ import pytest
 from tools import bench_runtime
 
 
-def test_all_models_are_made_and_timed(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_models_are_made_and_timed(
+    tiny_llama: Path,
+    ops_library: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CATONNX_OPS", str(ops_library))
     sizes = "--rounds 1 --decoded 2 --row-tokens 16 --samples 2 --seq-len 16 --batch 1 2".split()
     places = ["--model", str(tiny_llama), "--keep", str(tmp_path / "kept"), "--json", str(tmp_path / "runtime.json")]
     only = ["--only", "op w4a8, *", "--only", "integer w4a8, none"]
@@ -32,6 +39,15 @@ def test_all_models_are_made_and_timed(tiny_llama: Path, tmp_path: Path, capsys:
     assert capsys.readouterr().err.count("making: ") == 7
     assert bench_runtime.main([*sizes, *places, *only]) in (0, 1)
     assert "making: " not in capsys.readouterr().err
+
+
+def test_without_the_library_functions_are_not_timed_in_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CATONNX_OPS", raising=False)
+    assert bench_runtime.main([]) == 2
+    assert "python -m catonnx.ops build" in capsys.readouterr().err
 
 
 def test_without_more_words_only_what_has_bounds_is_made() -> None:
