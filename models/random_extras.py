@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper
 
-from models.random_graphs import BATCH, Flow, RandomGraph, Step, linear, spelled, split_axes
+from models.random_pieces import BATCH, Flow, RandomGraph, Step, linear, spelled, split_axes
 
 ODD_WIDTHS = (1, 3, 4, 6, 7, 8, 12, 13, 16, 24, 32)
 

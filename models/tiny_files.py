@@ -14,7 +14,7 @@ from onnx import TensorProto
 from models.dressing import as_functions
 from models.net import Net
 from models.random_extras import conditional
-from models.random_graphs import Flow, RandomGraph
+from models.random_pieces import Flow, RandomGraph
 
 ROWS, WIDTH = 4, 8
 Feeds = dict[str, np.ndarray]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.absorb_rules import CONTRIB_RULES, RULES
-from models.random_graphs import DECODE, PREFILL, random_graph
+from models.random_graphs import random_graph
+from models.random_pieces import DECODE, PREFILL
 from tests.graph.builder import relative_error, run
 from tests.graph.equivalence import assert_same, rewritten
 

@@ -19,7 +19,8 @@ from catonnx.graph.stages import Stage
 from catonnx.math.factors import Hadamard, Scale
 from catonnx.passes.insert import Insert, OnlineTransform
 from catonnx.recipe import Recipe
-from models.random_graphs import PREFILL, random_graph
+from models.random_graphs import random_graph
+from models.random_pieces import PREFILL
 from tests.graph.builder import Net
 from tests.graph.following import assert_faithful, follow, rows, sites_of
 from tests.small_models import language_feeds

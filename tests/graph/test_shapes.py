@@ -14,7 +14,8 @@ from onnx import TensorProto
 from catonnx.graph.dims import Dim
 from catonnx.graph.shape_rules import Shape
 from catonnx.graph.shapes import Shapes
-from models.random_graphs import BATCH, DECODE, PREFILL, random_graph
+from models.random_graphs import random_graph
+from models.random_pieces import BATCH, DECODE, PREFILL
 from tests.graph.builder import Net, run
 
 

@@ -15,7 +15,8 @@ from catonnx.errors import UsageError
 from catonnx.recipe import Recipe
 from models.dressing import dress, halve
 from models.random_extras import MORE_STEPS, ODD_WIDTHS
-from models.random_graphs import DECODE, PREFILL, WIDTHS, random_graph
+from models.random_graphs import random_graph
+from models.random_pieces import DECODE, PREFILL, WIDTHS
 
 Feeds = dict[str, np.ndarray]
 
