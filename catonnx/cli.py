@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from catonnx import __version__
-from catonnx.errors import CatonnxError, UsageError
+from catonnx.errors import CatonnxError
 from catonnx.files import check_place, write_json
 from catonnx.options import (
     ActivationGroupSizeOption,
@@ -52,10 +52,7 @@ from catonnx.options import (
 )
 from catonnx.recipe import Recipe
 from catonnx.terminal import INTERRUPTED, Terminal, forgive_encodings, guarded
-from catonnx.wishes import wishes_of, with_plan
-
-if TYPE_CHECKING:
-    pass
+from catonnx.wishes import check_idle, wishes_of, with_plan
 
 _DEFAULT = Recipe()
 _CODES = [
@@ -136,9 +133,7 @@ def inspect_command(
         _check_places(json_file)
         terminal = Terminal(quiet=quiet)
         if runtime:
-            if idle := sorted(wishes.keys() - {"provider", "seed"}):
-                told = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
-                raise UsageError(f"--runtime looks at the model as it is, without {told}", hint="leave one of them out")
+            check_idle(wishes, "--runtime")
             from catonnx.inspection import inspect_runtime
             from catonnx.tables import run_by
 

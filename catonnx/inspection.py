@@ -20,7 +20,8 @@ from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import Site
 from catonnx.math.moments import Moments
 from catonnx.math.sqnr import concentration_w, concentration_x, decibels, output_energy
-from catonnx.plan import check_plan, make_plan
+from catonnx.plan import make_plan
+from catonnx.plancheck import check_plan
 from catonnx.progress import Progress, silent
 from catonnx.quality import predict
 from catonnx.recipe import Recipe

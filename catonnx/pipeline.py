@@ -24,7 +24,7 @@ from catonnx.graph.outputs import with_outputs
 from catonnx.graph.save import RESULT_MARK, copy_companions, is_inside, spilling, write_model
 from catonnx.measures import Clock, bytes_of, peak_memory, versions
 from catonnx.outcome import Shifts, observer, rows_of
-from catonnx.plan import check_form, check_plan
+from catonnx.plancheck import check_form, check_plan
 from catonnx.progress import Progress, silent
 from catonnx.quality import RoundedSite, predict
 from catonnx.recipe import SELF, Recipe

@@ -112,7 +112,7 @@ class _Remembering:
         """Return what asks a rounder where nothing is remembered."""
 
         def remembering(linear: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
-            key = self._key(linear, weight)
+            key = self._key(linear, lambda: weight)
             arrays = self._kept.get(*key)
             if arrays is None:
                 rounded = rounder(linear, weight, dtype)
@@ -124,13 +124,14 @@ class _Remembering:
 
     def lost(self, site: Site) -> bool:
         """Whether a weight of a site is not remembered."""
-        return any(self._kept.get(*self._key(linear, _weight(linear))) is None for linear in site.selected)
+        keys = (self._key(linear, functools.partial(_weight, linear)) for linear in site.selected)
+        return any(self._kept.get(*key) is None for key in keys)
 
-    def _key(self, linear: Linear, weight: np.ndarray) -> tuple[str, str]:
+    def _key(self, linear: Linear, weight: Callable[[], np.ndarray]) -> tuple[str, str]:
         if linear not in self._alike:
             return "rounded", linear.name
         # In two bases one weight has become two.
-        digest = hashlib.sha256(weight.tobytes()).hexdigest()
+        digest = hashlib.sha256(weight().tobytes()).hexdigest()
         return "rounded together", f"{self._alike[linear]} {self._bits[linear]} {digest}"
 
 

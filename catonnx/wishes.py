@@ -49,6 +49,18 @@ def wishes_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return wishes
 
 
+def check_idle(wishes: Mapping[str, Any], option: str) -> None:
+    """Refuse wishes beside an option that looks at a model as it is.
+
+    Raises:
+        UsageError: naming them.
+    """
+    idle = sorted(wishes.keys() - {"provider", "seed"})  # these two are always there
+    if idle:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise UsageError(f"{option} looks at the model as it is, without {told}", hint="leave one of them out")
+
+
 def _share(text: str) -> float:
     """Return `5%` or `0.05` as a number."""
     try:

@@ -14,7 +14,8 @@ from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import Linear, Site
 from catonnx.math.factors import Blocks, Factor, Hadamard, Scale
 from catonnx.math.moments import Moments
-from catonnx.plan import block_width, check_plan, hadamard_order, make_plan, moment_width
+from catonnx.plan import block_width, hadamard_order, make_plan, moment_width
+from catonnx.plancheck import check_plan
 from catonnx.recipe import Recipe
 from catonnx.siteplan import Plan, describe
 

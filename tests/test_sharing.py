@@ -23,7 +23,8 @@ from catonnx.graph.load import load
 from catonnx.graph.sites import Linear, Site
 from catonnx.math.factors import Scale
 from catonnx.math.moments import Moments
-from catonnx.plan import check_plan, make_plan
+from catonnx.plan import make_plan
+from catonnx.plancheck import check_plan
 from catonnx.progress import silent
 from catonnx.siteplan import Plan, describe
 from tests.graph.builder import Net

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from catonnx.graph.load import read
-from catonnx.runtime.sessions import open_session
+from catonnx.runtime.library import open_model
+from catonnx.runtime.sessions import PROVIDER_NAMES
 
-_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm"})
-_TRANSPARENT = frozenset({"Transpose", "Cast", "Reshape", "Identity"})
+PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm"})
+TRANSPARENT = frozenset({"Transpose", "Cast", "Reshape", "Identity"})
 
 
 WRITE_OPTIMIZED = {"session.optimized_model_external_initializers_file_name": "weights.bin"}
@@ -55,17 +57,31 @@ def fused_ops(
         ModelError: the model does not load.
         RuntimeUnavailableError: ONNX Runtime or the provider is not there.
     """
+    with optimized(model_path, provider, config=config, folder=folder) as (path, _):
+        return read_optimized(path)
+
+
+@contextlib.contextmanager
+def optimized(
+    model_path: str | Path,
+    provider: str = "cpu",
+    *,
+    config: Mapping[str, str] | None = None,
+    folder: str | Path | None = None,
+) -> Iterator[tuple[Path, bool]]:
+    """Give the file of what ONNX Runtime really runs, for as long, and whether that is on CUDA; see `fused_ops`."""
     with tempfile.TemporaryDirectory(prefix="catonnx-", dir=folder) as scratch:
         path = Path(scratch) / "optimized.onnx"
-        session = open_session(
+        session = open_model(
             model_path,
             provider=provider,
             config=WRITE_OPTIMIZED | dict(config or {}),
             optimized_path=path,
             scratch=scratch,
         )
+        on_cuda = PROVIDER_NAMES["cuda"] in session.get_providers()
         del session
-        return read_optimized(path)
+        yield path, on_cuda
 
 
 def read_optimized(path: Path) -> OptimizedGraph:
@@ -84,6 +100,6 @@ def _is_unfused_weight(node: ir.Node) -> bool:
 def _feeds_product(value: ir.Value) -> bool:
     consumers = [use.node for use in value.uses()]
     return any(
-        node.op_type in _PRODUCTS or (node.op_type in _TRANSPARENT and _feeds_product(node.outputs[0]))
+        node.op_type in PRODUCTS or (node.op_type in TRANSPARENT and _feeds_product(node.outputs[0]))
         for node in consumers
     )

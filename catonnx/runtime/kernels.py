@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,9 @@ import onnx_ir as ir
 
 from catonnx.graph.load import read
 from catonnx.graph.operators import DOMAIN
-from catonnx.runtime.fusion import WRITE_OPTIMIZED
-from catonnx.runtime.library import open_model
-from catonnx.runtime.sessions import PROVIDER_NAMES
+from catonnx.runtime.fusion import PRODUCTS, TRANSPARENT, optimized
 
-_FLOAT_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm")
 _INTEGER_PRODUCTS = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
-_TRANSPARENT = ("Transpose", "Cast", "Reshape", "Identity")
 
 
 @dataclass(frozen=True)
@@ -60,15 +55,9 @@ def kernels(
         RuntimeUnavailableError: ONNX Runtime or the provider is not there.
     """
     names, transforms = _ours(read(Path(model)))
-    with tempfile.TemporaryDirectory(prefix="catonnx-", dir=folder) as scratch:
-        path = Path(scratch) / "optimized.onnx"
-        session = open_model(
-            model, provider=provider, config=WRITE_OPTIMIZED | dict(config or {}), optimized_path=path, scratch=scratch
-        )
-        on_cpu = PROVIDER_NAMES["cuda"] not in session.get_providers()
-        del session
+    with optimized(model, provider, config=config, folder=folder) as (path, on_cuda):
         nodes = ir.traversal.RecursiveGraphIterator(read(path).graph)
-        found = (kernel for node in nodes if (kernel := _kernel(node, on_cpu, names)) is not None)
+        found = (kernel for node in nodes if (kernel := _kernel(node, on_cuda, names)) is not None)
         return tuple(kernel for kernel in found if kernel.linear not in transforms)
 
 
@@ -84,24 +73,24 @@ def _ours(model: ir.Model) -> tuple[dict[str, str], set[str]]:
     return names, {str(value.name) for value in matrices if value is not None}
 
 
-def _kernel(node: ir.Node, on_cpu: bool, ours: Mapping[str, str]) -> Kernel | None:
+def _kernel(node: ir.Node, on_cuda: bool, ours: Mapping[str, str]) -> Kernel | None:
     if node.op_type == "MatMulNBits":
-        return _of_blocks(node, on_cpu, ours)
+        return _of_blocks(node, on_cuda, ours)
     if node.domain == DOMAIN and node.op_type == "QuantizedMatMul":
         weight = f"4 bits, groups of {node.attributes.get_int('block_size')}"
         sizes = node.attributes.get_int("K", 0), node.attributes.get_int("N", 0)
         return Kernel(_name(node, 2), *sizes, f"{DOMAIN}.QuantizedMatMul", weight, "int8", "the library is in use")
     if node.op_type in _INTEGER_PRODUCTS and _shape(node.inputs[1]):
         return _made(node, "int8", "int8 codes", "written as a product of integers")
-    return _float_product(node) if node.op_type in _FLOAT_PRODUCTS else None
+    return _float_product(node) if node.op_type in PRODUCTS else None
 
 
-def _of_blocks(node: ir.Node, on_cpu: bool, ours: Mapping[str, str]) -> Kernel:
+def _of_blocks(node: ir.Node, on_cuda: bool, ours: Mapping[str, str]) -> Kernel:
     bits, level = node.attributes.get_int("bits", 4), node.attributes.get_int("accuracy_level", 0)
     scale = node.inputs[2]
     dtype = "float32" if scale is None or scale.dtype is None else _type(scale.dtype)
     activation, why = dtype, f"accuracy level {level}"
-    if not on_cpu:
+    if on_cuda:
         why = "on CUDA the weight alone has few bits, whatever the accuracy level"
     elif level == 4:
         activation, why = "int8 per block", f"{why}: ONNX Runtime rounds activations itself"
@@ -143,7 +132,7 @@ def _dequantizer(value: ir.Value | None) -> ir.Node | None:
         if producer.op_type == "DequantizeLinear":
             codes = producer.inputs[0]
             return producer if codes is not None and codes.is_initializer() else None
-        value = producer.inputs[0] if producer.op_type in _TRANSPARENT else None
+        value = producer.inputs[0] if producer.op_type in TRANSPARENT else None
     return None
 
 

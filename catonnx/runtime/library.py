@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,6 +93,11 @@ def open_model(path: str | Path, *, provider: str = "cpu", **options: Any) -> In
 
 
 def _uses_domain(path: Path) -> bool:
+    if not path.stat().st_size:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(DOMAIN.encode()) < 0:
+            return False  # most models: none is parsed for that, and some hold all of their weights
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError:

@@ -155,20 +155,7 @@ class Verifier(AbstractContextManager["Verifier"]):
         if rounds_activations:
             exact = self._recording.compare(result, config={_LEVEL: "0"})
             figures["exact activations"] = _figures(exact)
-        remarks = []
-        if DOMAIN in result.model.opset_imports:
-            try:
-                if library() is not None:
-                    own = _figures(self._recording.compare(result, prepare=register))
-                    figures["with catonnx.ops"] = own
-                    reached, wanted = (
-                        math.inf if item["sqnr_db"] is None else item["sqnr_db"]
-                        for item in (own, figures["as deployed"])
-                    )
-                    if reached < wanted - _FARTHEST_DB:
-                        remarks.append(f"the library of catonnx.ops does not compute what it should; {BUILD} anew")
-            except (RuntimeUnavailableError, VerificationError) as error:  # what was made is sound without it
-                remarks.append(f"not checked with the library of catonnx.ops: {error}")
+        remarks = self._check_library(result, figures) if DOMAIN in result.model.opset_imports else []
         # The source may hold quantized layers of its own; only ours count.
         ours = {dequantizer(name) for name in linears}
         unfused = [node for graph in graphs for node in graph.unfused if node in ours]
@@ -180,6 +167,20 @@ class Verifier(AbstractContextManager["Verifier"]):
             "not_fused": [f"{node}: ONNX Runtime dequantizes it at every run" for node in unfused],
             "remarks": remarks,
         }
+
+    def _check_library(self, result: Unwritten, figures: dict[str, Any]) -> list[str]:
+        """Measure a model with the library of our operators as well; return why not, or that it is wrong."""
+        try:
+            if library() is None:
+                return []
+            own = figures["with catonnx.ops"] = _figures(self._recording.compare(result, prepare=register))
+        except (RuntimeUnavailableError, VerificationError) as error:  # what was made is sound without it
+            return [f"not checked with the library of catonnx.ops: {error}"]
+        both = own["sqnr_db"], figures["as deployed"]["sqnr_db"]
+        reached, wanted = (math.inf if value is None else value for value in both)
+        if reached < wanted - _FARTHEST_DB:
+            return [f"the library of catonnx.ops does not compute what it should; {BUILD} anew"]
+        return []
 
 
 def _runs_as_twin(model: Runnable) -> bool:

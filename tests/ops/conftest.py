@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnxruntime as ort
@@ -10,6 +11,7 @@ import pytest
 
 from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops import register
+from tests.ops.native import ISAS, Kernels, kernels
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +31,14 @@ def isas(ops_library: Path) -> tuple[str, ...]:
 def _in_use(ops_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CATONNX_OPS", str(ops_library))
     monkeypatch.delenv("CATONNX_ISA", raising=False)
+
+
+@pytest.fixture(params=ISAS)
+def native(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    """The kernels without ONNX Runtime, on every instruction set of this machine in turn."""
+    library = kernels()
+    with library.on(request.param) as there:
+        if not there:
+            pytest.skip(f"this processor has no {request.param}")
+        assert library.isa == request.param
+        yield library

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +28,6 @@ GROUPS = (16, 32, 64, 128, 256, 0)
 CHANNELS = (1, 2, 15, 16, 17, 33, 64, 95, 128, 129, 250, 257, 576, 1000)
 COLUMNS = (1, 3, 4, 7, 16, 17, 31, 33, 70)
 ROWS = (0, 1, 2, 3, 7, 8, 9, 17, 33, 100)
-
-
-@pytest.fixture(params=ISAS)
-def native(request: pytest.FixtureRequest) -> Iterator[Kernels]:
-    library = kernels()
-    with library.on(request.param) as there:
-        if not there:
-            pytest.skip(f"this processor has no {request.param}")
-        assert library.isa == request.param
-        yield library
 
 
 def width(group: int, K: int) -> int:

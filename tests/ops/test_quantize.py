@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
-from tests.ops.native import ISAS, Kernels, kernels
+from tests.ops.native import Kernels
 
 WIDTHS = (1, 2, 7, 15, 16, 17, 31, 33, 63, 64, 65, 100, 576, 1001)
 NOT_FINITE = (np.nan, -np.nan, np.inf, -np.inf)
-
-
-@pytest.fixture(params=ISAS)
-def native(request: pytest.FixtureRequest) -> Iterator[Kernels]:
-    library = kernels()
-    with library.on(request.param) as there:
-        if not there:
-            pytest.skip(f"this processor has no {request.param}")
-        yield library
 
 
 def by_numpy(x: np.ndarray, bits: int, clip: float) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from catonnx.analysis import analyse
@@ -19,6 +20,7 @@ from catonnx.passes.insert import Insert, OnlineTransform
 from catonnx.recipe import Recipe
 from tests.graph.builder import Length, Net, relative_error, run
 
+ORT_VERSION = tuple(map(int, ort.__version__.split(".")[:2]))
 RANDOM = np.random.default_rng(2)
 D = 24
 
@@ -121,6 +123,17 @@ def test_a_site_of_unknown_rank_gets_its_axes_back_at_run_time(
     feeds = {"x": RANDOM.normal(size=(*shape, D)).astype(np.float32)}
     for name, array in run(net.proto(), feeds).items():
         assert relative_error(array, run(model, feeds)[name]) < 1e-5
+
+
+@pytest.mark.skipif(ORT_VERSION < (1, 32), reason="older ones die of no rows, see the README")
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3)])
+@pytest.mark.parametrize("operators", [False, True], ids=["nodes", "operators"])
+@pytest.mark.parametrize("factors", [factors for factors, _ in CHAINS.values()], ids=CHAINS)
+def test_no_rows_at_all_are_no_harm(factors: tuple[Factor, ...], operators: bool, shape: tuple[int, ...]) -> None:
+    net = net_of([*("a", "b")[: len(shape)], D])
+    model = inserted(net, *factors, operators=operators)
+    for value in run(model, {"x": np.zeros((*shape, D), np.float32)}, optimize=True).values():
+        assert value.shape == (*shape, 3)
 
 
 OPERATORS: dict[str, tuple[tuple[Factor, ...], list[str]]] = {
