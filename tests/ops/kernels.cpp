@@ -11,10 +11,10 @@ EXPORT bool choose_isa() { return catonnx::choose_isa().empty(); }
 EXPORT const char* isa() { return catonnx::name(catonnx::isa()); }
 
 EXPORT void quantize_rows(const float* x, int64_t rows, int64_t K, int bits, float clip, int8_t* q, float* scale) {
-  catonnx::quantize_rows(x, rows, K, bits, clip, q, scale);
+  catonnx::quantize_rows(catonnx::isa(), x, rows, K, bits, clip, q, scale);
 }
 
 EXPORT void multiply(int64_t K, int64_t N, int64_t group, const uint8_t* codes, const float* scales, const int8_t* a,
                      const float* a_scale, int64_t rows, int64_t first, int64_t last, float* y) {
-  catonnx::multiply({K, N, group, codes, scales}, a, a_scale, rows, first, last, y);
+  catonnx::multiply(catonnx::isa(), {K, N, group, codes, scales}, a, a_scale, rows, first, last, y + first, N);
 }

@@ -90,7 +90,7 @@ class TransformKernel {
 
   static void infer(const Inference& inference) { inference.like_input(0, inference.type(0), -1); }
 
-  explicit TransformKernel(const Creation& creation) : kernels_(transform_kernels()) {
+  explicit TransformKernel(const Creation& creation) : kernels_(transform_kernels(isa())) {
     const std::unique_ptr<Tensor> scale = creation.constant(1);
     std::unique_ptr<Tensor> held[matrices];
     const Tensor* found[matrices];

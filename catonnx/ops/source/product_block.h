@@ -117,8 +117,8 @@ void block(const Product& p, const Rows& rows, int64_t first, int64_t last, uint
       for (int64_t i = 0; i < piece && next < end; i += 64, next += 64)
         _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
       const Rows some = {layout.rows + r * layout.steps * 4, rows.scale + r, smaller(Set::tile_rows, rows.count - r),
-                         rows.y + r * p.N + n};
-      tiles[some.count - 1](layout, some, layout.starts + r * layout.groups, count, p.N);
+                         rows.y + r * rows.stride + n - first, rows.stride};
+      tiles[some.count - 1](layout, some, layout.starts + r * layout.groups, count);
     }
   }
 }

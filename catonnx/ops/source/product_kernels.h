@@ -6,12 +6,14 @@
 
 namespace catonnx {
 
-// Activations int8 [count, K] with a scale each, and where their products go, [count, N].
+// Activations int8 [count, K] with a scale each, and where their products with the first column go; those with the next
+// one lie beside it, those of the next row `stride` further.
 struct Rows {
   const int8_t* a;
   const float* scale;
   int64_t count;
   float* y;
+  int64_t stride;
 };
 
 // "stream": few rows; codes are read once and unpacked in registers. "block": many rows; codes are unpacked to bytes, a
