@@ -52,7 +52,7 @@ void multiply_portable(const Product& p, const Rows& rows, int64_t first, int64_
   }
 }
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(__aarch64__)
 constexpr int64_t few_rows = 8;  // "stream" is faster up to here, or up to 16 where K is small and memory slow
 
 void multiply_with(Kernel* stream, Kernel* block, Bytes* block_bytes, const Product& p, const Rows& rows, int64_t first,
@@ -88,6 +88,9 @@ void multiply(Isa isa, const Product& p, const int8_t* a, const float* a_scale, 
       return multiply_with(stream_avx512vnni, block_avx512vnni, block_bytes_avx512vnni, p, all, first, last);
     case Isa::avx512:
     case Isa::avx2: return multiply_with(stream_avx2, block_avx2, block_bytes_avx2, p, all, first, last);
+#elif defined(__aarch64__)
+    case Isa::neondot: return multiply_with(stream_neondot, block_neondot, block_bytes_neondot, p, all, first, last);
+    case Isa::neon: return multiply_with(stream_neon, block_neon, block_bytes_neon, p, all, first, last);
 #endif
     default: return multiply_portable(p, all, first, last);
   }

@@ -13,7 +13,7 @@ void quantize_rows(Isa isa, const float* x, int64_t rows, int64_t K, int bits, f
     case Isa::avx512: return quantize_rows_avx512(x, rows, K, levels, clip, q, scale);
     case Isa::avx2: return quantize_rows_avx2(x, rows, K, levels, clip, q, scale);
 #endif
-    default:
+    default:  // compiled for aarch64, that is NEON
       for (int64_t r = 0; r < rows; ++r) quantize_row(x + r * K, K, levels, clip, q + r * K, scale + r);
   }
 }

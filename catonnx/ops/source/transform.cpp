@@ -22,15 +22,17 @@ int64_t scratch_floats(const TransformView& view) {
 }
 
 const TransformKernels& transform_kernels(Isa isa) {
-#if defined(__x86_64__)
   switch (isa) {
+#if defined(__x86_64__)
     case Isa::avx2: return avx2_transforms;
     case Isa::avx512:
     case Isa::avx512vnni: return avx512_transforms;
-    default: break;
-  }
+#elif defined(__aarch64__)
+    case Isa::neon:
+    case Isa::neondot: return neon_transforms;
 #endif
-  return portable_transforms;  // vectors of 4 floats: compiled for aarch64, that is NEON
+    default: return portable_transforms;
+  }
 }
 
 float sylvester_factor(const float* matrix, int64_t size) {

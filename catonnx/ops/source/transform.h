@@ -45,7 +45,7 @@ struct TransformKernels {
 
 const TransformKernels& transform_kernels(Isa isa);
 
-extern const TransformKernels portable_transforms, avx2_transforms, avx512_transforms;
+extern const TransformKernels portable_transforms, avx2_transforms, avx512_transforms, neon_transforms;
 
 // Prepares TransformViews, and holds what they point to.
 class Transform {
