@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("catonnx.workspace", "catonnx.unchanged"),
     ("catonnx.pipeline",),
-    ("catonnx.evaluation", "catonnx.inspection"),
+    ("catonnx.evaluation", "catonnx.inspection", "catonnx.doctor"),
     ("catonnx",),
     ("catonnx.tables", "catonnx.terminal", "catonnx.options"),
     ("catonnx.wishes",),
