@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from catonnx.errors import OutputError, RuntimeUnavailableError
-from catonnx.ops.place import NAME, SOURCE, default_place, sources
+from catonnx.ops.place import NAME, PROBES, SOURCE, default_place, sources, suffix
 
 COMPILERS = ("g++", "clang++", "c++")
 INSTALL_COMPILER = "install a C++ compiler: apt install g++, dnf install gcc-c++, or the like"
@@ -56,7 +56,7 @@ def build(
             place.parent.mkdir(parents=True, exist_ok=True)
         # Built beside its place and renamed: whoever looks there meanwhile finds a whole library or none.
         with tempfile.TemporaryDirectory(prefix=".building-", dir=place.absolute().parent) as folder:
-            built = _compile(command, sources(source), flags, Path(folder))
+            built = _compile(command, compilable(command, source), flags, Path(folder))
             built.replace(place)
     except OSError as error:
         raise OutputError(
@@ -86,6 +86,21 @@ def find_compiler(wished: str | None = None) -> list[str]:
         if shutil.which(name):
             return [name]
     raise RuntimeUnavailableError(f"there is no C++ compiler: none of {', '.join(COMPILERS)}", hint=INSTALL_COMPILER)
+
+
+def compilable(
+    command: Sequence[str], source: Path = SOURCE, machine: str | None = None
+) -> dict[Path, tuple[str, ...]]:
+    """Return the source files and their flags as `sources` does, without those that the compiler is too old for."""
+    flags = {suffix(file): own for file, own in sources(source, machine).items()}
+    without = [name for name, probe in PROBES.items() if name in flags and not _compiles(command, flags[name], probe)]
+    return sources(source, machine, without)
+
+
+def _compiles(command: Sequence[str], flags: Sequence[str], text: str) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        call = [*command, *flags, "-x", "c++", "-c", "-", "-o", f"{folder}/probe.o"]
+        return subprocess.run(call, input=text, capture_output=True, text=True, check=False).returncode == 0
 
 
 def _compile(command: Sequence[str], files: dict[Path, tuple[str, ...]], flags: Sequence[str], folder: Path) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from catonnx.errors import RuntimeUnavailableError
@@ -23,13 +23,22 @@ BUILD = "python -m catonnx.ops build"
 _BASE = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+_VNNI = (*_AVX512, "-mavx512vnni")
 _ARM = {"neon": (), "neondot": ("-march=armv8.2-a+dotprod",)}
 _FLAGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "x86_64": {"avx2": _AVX2, "avx512": _AVX512, "avx512vnni": (*_AVX512, "-mavx512vnni")},
+    "x86_64": {
+        "avx2": _AVX2,
+        "avx512": _AVX512,
+        "avx512vnni": _VNNI,
+        "amx": (*_VNNI, "-mamx-tile", "-mamx-int8"),
+    },
     "aarch64": _ARM,
     "arm64": _ARM,  # what macOS calls it
 }
 """Machine -> suffix of a source file's name -> what its instruction set takes."""
+
+PROBES: Mapping[str, str] = {"amx": 'void probe() { asm("tdpbssd %tmm2, %tmm1, %tmm0"); }'}
+"""Suffix of files that are left out where the compiler does not know their flags or cannot compile this with them."""
 
 
 def library() -> Path | None:
@@ -60,22 +69,33 @@ def default_place() -> Path | None:
 
 def digest(source: Path = SOURCE) -> str:
     """Return a SHA-256 over all sources and the flags that they are compiled with."""
-    whole = hashlib.sha256(repr((_BASE, _FLAGS)).encode())
+    whole = hashlib.sha256(repr((_BASE, _FLAGS, PROBES)).encode())
     for file in sorted(file for file in source.rglob("*") if file.suffix in (".cpp", ".h")):
         whole.update(file.relative_to(source).as_posix().encode() + b"\0")
         whole.update(hashlib.sha256(file.read_bytes()).digest())
     return whole.hexdigest()
 
 
-def sources(source: Path = SOURCE, machine: str | None = None) -> dict[Path, tuple[str, ...]]:
-    """Return the source files for a kind of machine (this one unless given), each with its compiler flags."""
-    known = {suffix for suffixes in _FLAGS.values() for suffix in suffixes}
+def suffix(file: Path) -> str:
+    """Return the part of a source file's name that may be that of an instruction set."""
+    return file.stem.rpartition("_")[2]
+
+
+def sources(
+    source: Path = SOURCE, machine: str | None = None, without: Collection[str] = ()
+) -> dict[Path, tuple[str, ...]]:
+    """Return the source files for a kind of machine (this one unless given), each with its compiler flags.
+
+    The files of the suffixes `without` are left out, which the others are told.
+    """
+    known = {name for names in _FLAGS.values() for name in names}
+    base = (*_BASE, *(f"-DCATONNX_WITHOUT_{name.upper()}" for name in without))
     own = _FLAGS.get(platform.machine() if machine is None else machine, {})
     files: dict[Path, tuple[str, ...]] = {}
     for file in sorted(source.glob("*.cpp")):
-        suffix = file.stem.rpartition("_")[2]
-        if suffix not in known:
-            files[file] = _BASE
-        elif suffix in own:
-            files[file] = (*_BASE, *own[suffix])
+        name = suffix(file)
+        if name not in known:
+            files[file] = base
+        elif name in own and name not in without:
+            files[file] = (*base, *own[name])
     return files

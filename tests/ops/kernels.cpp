@@ -18,6 +18,10 @@
 #include "quantize.h"
 #include "transform.h"
 
+#if defined(TILES_EMULATED)
+extern "C" bool tiles_in_use();
+#endif
+
 namespace {
 
 using catonnx::Half;
@@ -88,6 +92,9 @@ void multiply(Isa isa, std::istream& words) {
   const Guarded y(rows * N * 4);
   catonnx::multiply(isa, {K, N, group, codes.as<uint8_t>(), scales.as<float>()}, a.as<int8_t>(), a_scale.as<float>(),
                     rows, first, last, y.as<float>() + first, N);
+#if defined(TILES_EMULATED)
+  if (tiles_in_use()) fail("tiles are still configured");
+#endif
   y.send();
 }
 

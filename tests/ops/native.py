@@ -21,18 +21,25 @@ import numpy as np
 import pytest
 
 from catonnx.errors import RuntimeUnavailableError
-from catonnx.ops.build import find_compiler
-from catonnx.ops.place import sources
+from catonnx.ops.build import compilable, find_compiler
+from catonnx.ops.place import sources, suffix
 
 _AARCH64 = ("portable", "neon", "neondot")
-ISAS = {"x86_64": ("portable", "avx2", "avx512", "avx512vnni"), "aarch64": _AARCH64, "arm64": _AARCH64}.get(
-    platform.machine(), ("portable",)
-)
+_CPUINFO = Path("/proc/cpuinfo")
+_AMX = ("amx",) if _CPUINFO.exists() and "amx_int8" in _CPUINFO.read_text() else ()
+_X86_64 = ("portable", "avx2", "avx512", "avx512vnni", *_AMX)
+ISAS = {"x86_64": _X86_64, "aarch64": _AARCH64, "arm64": _AARCH64}.get(platform.machine(), ("portable",))
 """What this kind of machine may have."""
 
-EMULATED = () if "neon" in ISAS else ("neon", "neondot")
+ARM_EMULATED = () if "neon" in ISAS else ("emulated neon", "emulated neondot")
 """What runs under qemu."""
 
+AMX_EMULATED = ("emulated amx",) if "avx512vnni" in ISAS else ()
+"""What runs with the instructions for tiles written in C++."""
+
+EMULATED = ARM_EMULATED + AMX_EMULATED
+
+TILES = Path(__file__).with_name("amx.h")
 WRAPPER = Path(__file__).with_name("kernels.cpp")
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
@@ -132,8 +139,12 @@ class Kernels:
 
 def kernels(isa: str) -> Kernels:
     """Return the kernels of an instruction set, emulated or not. Skips the test where there are none."""
-    if isa in EMULATED:
-        return Kernels(emulated(), isa)
+    name = isa.removeprefix("emulated ")
+    if isa in ARM_EMULATED:
+        return Kernels(arm(), name)
+    if isa in AMX_EMULATED:
+        kernels("avx512vnni")  # the rest is done so
+        return Kernels(with_tiles(), name)
     if isa not in server().available:
         pytest.skip(f"this processor has no {isa}")
     return Kernels(server(), isa)
@@ -146,7 +157,7 @@ def server(*flags: str) -> Server:
 
 
 @functools.cache
-def emulated(processor: str = "max") -> Server:
+def arm(processor: str = "max") -> Server:
     """Compile the kernels for aarch64, to run under qemu as if on `processor`. Skips the test where that is missing."""
     for program in (CROSS_COMPILER, QEMU):
         if shutil.which(program) is None:
@@ -155,8 +166,17 @@ def emulated(processor: str = "max") -> Server:
 
 
 @functools.cache
-def compiled(*flags: str, compiler: str | None = None, machine: str | None = None) -> Path:
-    """Return a folder with the objects of the kernels and with the program `kernels` made of them."""
+def with_tiles(*flags: str) -> Server:
+    """Compile the kernels for this machine and AMX, whose instructions are emulated."""
+    return Server(compiled(*flags, tiles=True))
+
+
+@functools.cache
+def compiled(*flags: str, compiler: str | None = None, machine: str | None = None, tiles: bool = False) -> Path:
+    """Return a folder with the objects of the kernels and with the program `kernels` made of them.
+
+    With `tiles`, the instructions for them are emulated: what uses them takes no flag that a compiler may not know.
+    """
     try:
         command = find_compiler(compiler)
     except RuntimeUnavailableError as error:
@@ -164,9 +184,16 @@ def compiled(*flags: str, compiler: str | None = None, machine: str | None = Non
     folder = Path(tempfile.mkdtemp(prefix="catonnx-kernels-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rooms = ("cpu", "product", "quantize", "transform")
-    files = {file: own for file, own in sources(machine=machine).items() if file.name.startswith(rooms)}
+    found = sources(machine=machine) if tiles else compilable(command, machine=machine)
+    files = {file: own for file, own in found.items() if file.name.startswith(rooms)}
     include = f"-I{next(iter(files)).parent}"
     files[WRAPPER] = next(own for file, own in files.items() if file.name == "cpu.cpp")
+    if tiles:
+        files[WRAPPER] = (*files[WRAPPER], "-DTILES_EMULATED")
+        for file in files:
+            if suffix(file) == "amx":
+                known = (flag for flag in files[file] if not flag.startswith("-mamx"))
+                files[file] = (*known, "-include", str(TILES))
 
     def compile_one(file: Path, own: Sequence[str]) -> Path:
         target = folder / f"{file.stem}.o"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import DTypeLike
 
-from tests.ops.native import EMULATED, Kernels, emulated
+from tests.ops.native import ARM_EMULATED, Kernels, arm
 from tests.ops.running import sylvester, tolerance, transformed
 
 TYPES = (np.float32, np.float16)
@@ -59,9 +59,9 @@ def test_float16_is_converted_exactly(native: Kernels) -> None:
         np.testing.assert_array_equal(native.transform("SharedTransform", x, scale, one), expected)
 
 
-@pytest.mark.skipif(not EMULATED, reason="this machine is one itself")
+@pytest.mark.skipif(not ARM_EMULATED, reason="this machine is one itself")
 @pytest.mark.parametrize(
     ("processor", "isas"), [("cortex-a57", ["portable", "neon"]), ("max", ["portable", "neon", "neondot"])]
 )
 def test_the_dot_product_is_used_where_the_processor_has_it(processor: str, isas: list[str]) -> None:
-    assert emulated(processor).available == isas
+    assert arm(processor).available == isas

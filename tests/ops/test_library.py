@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +20,7 @@ import catonnx
 from catonnx.errors import ModelError, OutputError, RuntimeUnavailableError
 from catonnx.ops import __main__ as command
 from catonnx.ops import library, register
-from catonnx.ops.build import build, find_compiler
+from catonnx.ops.build import build, compilable, find_compiler
 from catonnx.ops.place import SOURCE, default_place, digest, sources
 from tests.ops.running import node_model, opened, run, transformed
 
@@ -137,6 +140,24 @@ def test_a_compiler_that_fails(nothing_built: Path) -> None:
     with pytest.raises(RuntimeUnavailableError, match=r"compiler failed with code 1[\s\S]*one\.cpp.*error"):
         build(nothing_built / "out.so", source=source)
     assert sorted(file.name for file in nothing_built.iterdir()) == ["source"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86-64 has what a compiler may not know")
+def test_a_compiler_that_is_too_old_for_an_instruction_set(tmp_path: Path) -> None:
+    source = tiny_source(
+        tmp_path / "source",
+        "#if defined(CATONNX_WITHOUT_AMX)\nint count() { return 0; }\n#else\nint count();\n#endif\n"
+        'extern "C" __attribute__((visibility("default"))) int tiles() { return count(); }\n',
+    )
+    (source / "two_amx.cpp").write_text("int count() { return __AMX_INT8__; }\n")
+    old = tmp_path / "old"
+    old.write_text(f'#!/bin/sh\ncase "$*" in *-mamx*) exit 1;; esac\nexec {shlex.join(find_compiler())} "$@"\n')
+    old.chmod(0o755)
+    known = [file.stem for file in compilable(find_compiler(), source)]
+    for compiler, stems in ((None, known), (str(old), ["one"])):
+        library = build(tmp_path / f"{len(stems)}.so", source=source, compiler=compiler)
+        assert ctypes.CDLL(str(library)).tiles() == len(stems) - 1
+    assert [file.stem for file in compilable([str(old)], source)] == ["one"]
 
 
 def test_compilers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from catonnx.ops.build import find_compiler
+from catonnx.ops.place import suffix
 from tests.ops.native import (
-    EMULATED,
+    AMX_EMULATED,
+    ARM_EMULATED,
     ISAS,
     SANITIZERS,
     Kernels,
@@ -20,6 +22,7 @@ from tests.ops.native import (
     random_rows,
     run,
     server,
+    with_tiles,
 )
 
 GROUPS = (16, 32, 64, 128, 256, 0)
@@ -160,24 +163,20 @@ def test_what_reaches_too_far_ends_the_process() -> None:
     check_random_shapes(native)  # by a new process
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", [*ISAS, *AMX_EMULATED])
 def test_sanitizers_find_nothing(isa: str) -> None:
     """The same products again, with address and undefined-behaviour sanitizers in the kernels."""
-    kernels(isa)  # skips where it is missing
+    name = kernels(isa).isa  # skips where it is missing
     runtime = run([*find_compiler(), "-print-file-name=libasan.so"]).strip()
     if not Path(runtime).is_absolute():
         pytest.skip("the compiler came without libasan.so")
-    check_random_shapes(Kernels(server(*SANITIZERS), isa))
+    check_random_shapes(Kernels((with_tiles if AMX_EMULATED else server)(*SANITIZERS), name))
 
 
-@pytest.mark.parametrize("emulated", [False, True])
-def test_files_of_one_instruction_set_share_no_function(emulated: bool) -> None:
+@pytest.mark.parametrize("isa", ["portable", *ARM_EMULATED[:1]])
+def test_files_of_one_instruction_set_share_no_function(isa: str) -> None:
     """The linker keeps one of all equal weak functions: were it the one for AVX-512, older processors would fail."""
-    if emulated and not EMULATED:
-        pytest.skip("this machine emulates nothing")
-    isas = EMULATED if emulated else ISAS
-    folder = kernels(isas[0]).server.folder
-    objects = [file for file in folder.glob("*_*.o") if file.stem.rpartition("_")[2] in isas]
+    objects = [file for file in kernels(isa).server.folder.glob("*_*.o") if suffix(file) != "kernels"]
     assert len(objects) >= 5
     listed = {file.name: run(["nm", "--defined-only", str(file)]).splitlines() for file in objects}
     assert all(listed.values())

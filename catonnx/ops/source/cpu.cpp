@@ -5,6 +5,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -12,12 +16,28 @@
 namespace catonnx {
 namespace {
 
-constexpr Isa all[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512vnni, Isa::neon, Isa::neondot};
+constexpr Isa all[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512vnni,
+                       Isa::amx,      Isa::neon, Isa::neondot};
 
 #if defined(__x86_64__)
 bool has_f16c() {  // __builtin_cpu_supports knows it from g++ 11 on only
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+// The matrix unit: whether the processor has it, the system keeps its state, and lets this process use it.
+bool may_use_tiles() {
+#if defined(CATONNX_WITHOUT_AMX) || !defined(__linux__)
+  return false;
+#else
+  constexpr unsigned tile = 1u << 24, int8 = 1u << 25, state = 3u << 17;
+  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & tile) == 0 || (d & int8) == 0) return false;
+  if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & bit_OSXSAVE) == 0) return false;
+  asm volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+  return (a & state) == state && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#endif
 }
 
 bool has(Isa isa) {
@@ -30,6 +50,7 @@ bool has(Isa isa) {
     case Isa::avx2: return avx2;
     case Isa::avx512: return avx512;
     case Isa::avx512vnni: return avx512 && __builtin_cpu_supports("avx512vnni");
+    case Isa::amx: return has(Isa::avx512vnni) && may_use_tiles();
     default: return false;
   }
 }
@@ -84,6 +105,7 @@ const char* name(Isa isa) {
     case Isa::avx2: return "avx2";
     case Isa::avx512: return "avx512";
     case Isa::avx512vnni: return "avx512vnni";
+    case Isa::amx: return "amx";
     case Isa::neon: return "neon";
     case Isa::neondot: return "neondot";
   }

@@ -6,7 +6,7 @@
 
 namespace catonnx {
 
-enum class Isa { portable, avx2, avx512, avx512vnni, neon, neondot };
+enum class Isa { portable, avx2, avx512, avx512vnni, amx, neon, neondot };
 
 const char* name(Isa isa);
 

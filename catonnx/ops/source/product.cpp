@@ -55,11 +55,13 @@ void multiply_portable(const Product& p, const Rows& rows, int64_t first, int64_
 #if defined(__x86_64__) || defined(__aarch64__)
 constexpr int64_t few_rows = 8;  // "stream" is faster up to here, or up to 16 where K is small and memory slow
 
-void multiply_with(Kernel* stream, Kernel* block, Bytes* block_bytes, const Product& p, const Rows& rows, int64_t first,
-                   int64_t last) {
+// `tiles` is the number of rows of one or several whole tiles of the block kernel.
+void multiply_with(Kernel* stream, Kernel* block, Bytes* block_bytes, int64_t tiles, const Product& p, const Rows& rows,
+                   int64_t first, int64_t last) {
   if (rows.count <= few_rows) return stream(p, rows, first, last, scratch(stream_bytes(p, rows.count)));
-  // A block of rows should stay in the second-level cache, and be full tiles (of 4 or 6).
-  const int64_t step = std::min(rows.count, std::max<int64_t>(48, (int64_t{1} << 20) / p.K / 12 * 12));
+  // A block of rows should stay in the second-level cache, and be whole tiles.
+  const int64_t most = std::max(round_up(48, tiles), (int64_t{1} << 20) / p.K / tiles * tiles);
+  const int64_t step = std::min(rows.count, most);
   uint8_t* memory = scratch(block_bytes(p, step));
   for (int64_t r = 0; r < rows.count; r += step) {
     const Rows some = {rows.a + r * p.K, rows.scale + r, std::min(step, rows.count - r), rows.y + r * rows.stride,
@@ -84,13 +86,16 @@ void multiply(Isa isa, const Product& p, const int8_t* a, const float* a_scale, 
   }
   switch (isa) {
 #if defined(__x86_64__)
+#if !defined(CATONNX_WITHOUT_AMX)
+    case Isa::amx: return multiply_with(stream_avx512vnni, block_amx, block_bytes_amx, 32, p, all, first, last);
+#endif
     case Isa::avx512vnni:
-      return multiply_with(stream_avx512vnni, block_avx512vnni, block_bytes_avx512vnni, p, all, first, last);
+      return multiply_with(stream_avx512vnni, block_avx512vnni, block_bytes_avx512vnni, 6, p, all, first, last);
     case Isa::avx512:
-    case Isa::avx2: return multiply_with(stream_avx2, block_avx2, block_bytes_avx2, p, all, first, last);
+    case Isa::avx2: return multiply_with(stream_avx2, block_avx2, block_bytes_avx2, 4, p, all, first, last);
 #elif defined(__aarch64__)
-    case Isa::neondot: return multiply_with(stream_neondot, block_neondot, block_bytes_neondot, p, all, first, last);
-    case Isa::neon: return multiply_with(stream_neon, block_neon, block_bytes_neon, p, all, first, last);
+    case Isa::neondot: return multiply_with(stream_neondot, block_neondot, block_bytes_neondot, 6, p, all, first, last);
+    case Isa::neon: return multiply_with(stream_neon, block_neon, block_bytes_neon, 4, p, all, first, last);
 #endif
     default: return multiply_portable(p, all, first, last);
   }

@@ -13,38 +13,45 @@
 namespace catonnx {
 namespace {
 
-// What the kernel has in scratch: one panel, and all rows, tile by tile. `Set` is the instruction set:
+// A panel, where scratch begins. `Set` is the instruction set:
 //   Vector, lanes: a vector, and its 32-bit lanes
-//   tile_rows: rows of a tile, at most
 //   load_transposed: as many words of as many rows as a vector has lanes; vector i holds word i of every row
 //   store, store_nibbles: an aligned vector; the low and the high nibbles of its bytes, a step apart
-//   tile<R>: the products of one panel with R rows
 template <class Set>
-struct Layout {
+struct Panel {
   static constexpr int64_t columns = 2 * Set::lanes;
 
   int64_t steps, group_steps, groups;
-  uint8_t* panel;   // [steps rounded up, columns, 4]
-  float* scales;    // [groups rounded up, columns]
+  int64_t bytes;   // of all of it
+  uint8_t* panel;  // [steps rounded up, columns, 4]
+  float* scales;   // [groups rounded up, columns]
+
+  Panel(const Product& p, uint8_t* scratch)
+      : steps(ceil_div(p.K, 8) * 2), group_steps(p.group / 4), groups(group_count(p)), panel(scratch) {
+    const int64_t panel_bytes = round_up(steps, 2 * Set::lanes) * columns * 4;
+    scales = reinterpret_cast<float*>(scratch + panel_bytes);
+    bytes = panel_bytes + round_up(groups, Set::lanes) * columns * 4;
+  }
+};
+
+// And behind it all rows, tile by tile. `Set` has besides:
+//   tile_rows: rows of a tile, at most
+//   tile<R>: the products of one panel with R rows
+template <class Set>
+struct Layout : Panel<Set> {
   int8_t* rows;     // [steps, R, 4] for each tile of R rows
   int32_t* starts;  // [groups, R] for each tile of R rows
-  int64_t bytes;    // of all of it
 
-  Layout(const Product& p, int64_t count, uint8_t* scratch)
-      : steps(ceil_div(p.K, 8) * 2), group_steps(p.group / 4), groups(group_count(p)) {
-    const int64_t panel_bytes = round_up(steps, 2 * Set::lanes) * columns * 4;
-    const int64_t scale_bytes = round_up(groups, Set::lanes) * columns * 4;
-    const int64_t rows_bytes = round_up(steps * count * 4, 64);
-    panel = scratch;
-    scales = reinterpret_cast<float*>(scratch + panel_bytes);
-    rows = reinterpret_cast<int8_t*>(scratch + panel_bytes + scale_bytes);
-    starts = reinterpret_cast<int32_t*>(scratch + panel_bytes + scale_bytes + rows_bytes);
-    bytes = panel_bytes + scale_bytes + rows_bytes + groups * count * 4;
+  Layout(const Product& p, int64_t count, uint8_t* scratch) : Panel<Set>(p, scratch) {
+    const int64_t rows_bytes = round_up(this->steps * count * 4, 64);
+    rows = reinterpret_cast<int8_t*>(scratch + this->bytes);
+    starts = reinterpret_cast<int32_t*>(scratch + this->bytes + rows_bytes);
+    this->bytes += rows_bytes + this->groups * count * 4;
   }
 };
 
 template <class Set>
-void unpack(const Product& p, const Layout<Set>& to, int64_t n, int64_t count) {
+void unpack(const Product& p, const Panel<Set>& to, int64_t n, int64_t count) {
   constexpr int lanes = Set::lanes;
   const int64_t words = row_bytes(p) / 4;
   for (int64_t c = 0; c < to.columns; c += lanes) {
@@ -84,6 +91,22 @@ void arrange(const Product& p, const int8_t* a, int64_t R, const Layout<Set>& la
     }
 }
 
+// unpack() reads in many places at once, which no prefetcher foresees: what it will read next is fetched by and by, a
+// piece with every tile.
+struct Ahead {
+  const uint8_t *next, *end;
+  int64_t piece;
+
+  Ahead(const Product& p, int64_t first, int64_t last, int64_t pieces)
+      : next(p.codes + first * row_bytes(p)),
+        end(p.codes + last * row_bytes(p)),
+        piece(round_up((end - next) / pieces, 64) + 64) {}
+
+  void fetch_piece() {
+    for (int64_t i = 0; i < piece && next < end; i += 64, next += 64) __builtin_prefetch(next);
+  }
+};
+
 template <class Set>
 void block(const Product& p, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch) {
   constexpr decltype(&Set::template tile<1>) tiles[] = {Set::template tile<1>, Set::template tile<2>,
@@ -95,17 +118,12 @@ void block(const Product& p, const Rows& rows, int64_t first, int64_t last, uint
     arrange(p, rows.a + r * p.K, smaller(Set::tile_rows, rows.count - r), layout, layout.rows + r * layout.steps * 4,
             layout.starts + r * layout.groups);
 
-  // unpack() reads in many places at once, which no prefetcher foresees: what it will read next is fetched by and by,
-  // a piece with every tile.
-  const int64_t piece = round_up(layout.columns * row_bytes(p) / ceil_div(rows.count, Set::tile_rows), 64) + 64;
   for (int64_t n = first; n < last; n += layout.columns) {
     const int64_t count = smaller(layout.columns, last - n);
     unpack(p, layout, n, count);
-    const uint8_t* next = p.codes + (n + count) * row_bytes(p);
-    const uint8_t* end = p.codes + smaller(n + count + layout.columns, last) * row_bytes(p);
+    Ahead ahead(p, n + count, smaller(n + count + layout.columns, last), ceil_div(rows.count, Set::tile_rows));
     for (int64_t r = 0; r < rows.count; r += Set::tile_rows) {
-      for (int64_t i = 0; i < piece && next < end; i += 64, next += 64)
-        __builtin_prefetch(next);
+      ahead.fetch_piece();
       const Rows some = {layout.rows + r * layout.steps * 4, rows.scale + r, smaller(Set::tile_rows, rows.count - r),
                          rows.y + r * rows.stride + n - first, rows.stride};
       tiles[some.count - 1](layout, some, layout.starts + r * layout.groups, count);

@@ -23,8 +23,8 @@ using Kernel = void(const Product& product, const Rows& rows, int64_t first, int
 using Bytes = int64_t(const Product& product, int64_t rows);
 
 Kernel stream_avx2, stream_avx512vnni, stream_neon, stream_neondot;
-Kernel block_avx2, block_avx512vnni, block_neon, block_neondot;
-Bytes stream_bytes, block_bytes_avx2, block_bytes_avx512vnni, block_bytes_neon, block_bytes_neondot;
+Kernel block_avx2, block_avx512vnni, block_amx, block_neon, block_neondot;
+Bytes stream_bytes, block_bytes_avx2, block_bytes_avx512vnni, block_bytes_amx, block_bytes_neon, block_bytes_neondot;
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t to) { return ceil_div(a, to) * to; }

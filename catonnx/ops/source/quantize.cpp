@@ -9,6 +9,7 @@ void quantize_rows(Isa isa, const float* x, int64_t rows, int64_t K, int bits, f
   const float levels = static_cast<float>((1 << (bits - 1)) - 1);
   switch (isa) {
 #if defined(__x86_64__)
+    case Isa::amx:
     case Isa::avx512vnni:
     case Isa::avx512: return quantize_rows_avx512(x, rows, K, levels, clip, q, scale);
     case Isa::avx2: return quantize_rows_avx2(x, rows, K, levels, clip, q, scale);

@@ -26,7 +26,8 @@ const TransformKernels& transform_kernels(Isa isa) {
 #if defined(__x86_64__)
     case Isa::avx2: return avx2_transforms;
     case Isa::avx512:
-    case Isa::avx512vnni: return avx512_transforms;
+    case Isa::avx512vnni:
+    case Isa::amx: return avx512_transforms;
 #elif defined(__aarch64__)
     case Isa::neon:
     case Isa::neondot: return neon_transforms;
