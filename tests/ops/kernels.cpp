@@ -109,8 +109,14 @@ void transform(Isa isa, std::istream& words) {
   const catonnx::Transform made =
       kronecker ? catonnx::Transform::kronecker(channels, scale.as<float>(), scales, first.as<float>(), count,
                                                 second.as<float>(), size)
-                : catonnx::Transform::blocks(channels, scale.as<float>(), scales, first.as<float>(), count, size);
-  const catonnx::TransformView view = made.view();
+                : catonnx::Transform::blocks(channels, scale.as<float>(), scales, first.as<float>(), count, size, true);
+  catonnx::TransformView view = made.view();
+  if (view.matrix == nullptr && !view.hadamard) {
+    if (size % 16 != 0) fail("the rows of this matrix need padding");
+    view.matrix = first.as<float>();
+  } else if (!kronecker && !view.hadamard && size % 16 == 0) {
+    fail("this matrix need not be held twice");
+  }
   const Guarded scratch(catonnx::scratch_floats(view) * 4);
   const catonnx::TransformKernels& kernels = catonnx::transform_kernels(isa);
   if (half) {

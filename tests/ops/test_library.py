@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -228,23 +229,80 @@ def test_a_file_that_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         register(ort.SessionOptions())
 
 
+REGISTERING = """
+#include <cstring>
+#include <thread>
+#include "ort.h"
+
+extern "C" OrtStatus* RegisterCustomOps(OrtSessionOptions*, const OrtApiBase*);
+static OrtApi apis[2];
+static int which = 0;
+
+int main() {
+  for (OrtApi& api : apis) {
+    api.CreateStatus = [](OrtErrorCode, const char* what) noexcept { return (OrtStatus*)strdup(what); };
+  }
+  const OrtApiBase base = {[](uint32_t) noexcept -> const OrtApi* { return &apis[which]; }, nullptr};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      if (RegisterCustomOps(nullptr, &base) != nullptr || catonnx::api != &apis[0]) std::abort();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  which = 1;
+  OrtStatus* const refused = RegisterCustomOps(nullptr, &base);
+  return refused != nullptr && strstr((const char*)refused, "another ONNX Runtime") && catonnx::api == &apis[0] ? 0 : 1;
+}
+"""
+
+
+def library_alone(folder: Path) -> Path:
+    """Write the sources of the real library.cpp, with nothing behind it."""
+    folder.mkdir()
+    for name in ("library.cpp", "cpu.cpp", "cpu.h", "nodes.h", "ort.h", "transform.h"):
+        shutil.copy(SOURCE / name, folder)
+    shutil.copytree(SOURCE / "onnxruntime", folder / "onnxruntime")
+    kinds = re.findall(r"std::vector<const OrtCustomOp\*> \w+\(\)", (folder / "nodes.h").read_text(encoding="utf-8"))
+    (folder / "rest.cpp").write_text(
+        '#include "nodes.h"\nnamespace catonnx {\nconst OrtApi* api;\nvoid check(OrtStatus*) {}\n'
+        "OrtStatus* guarded(const std::function<void()>&) noexcept { return nullptr; }\n"
+        + "".join(f"{kind} {{ return {{}}; }}\n" for kind in kinds)
+        + "}\n"
+    )
+    return folder
+
+
+def test_registering_in_several_threads(tmp_path: Path) -> None:
+    """A sanitizer for threads watches; and another ONNX Runtime is refused."""
+    source = library_alone(tmp_path / "source")
+    (source / "main.cpp").write_text(REGISTERING)
+    files = [str(file) for file in sorted(source.glob("*.cpp"))]
+    command = [
+        *find_compiler(),
+        "-std=c++17",
+        "-g",
+        "-pthread",
+        "-fsanitize=thread",
+        *files,
+        "-o",
+        str(tmp_path / "main"),
+    ]
+    linked = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "tsan" in linked.stderr:
+        pytest.skip("the compiler came without libtsan.so")
+    assert linked.returncode == 0, linked.stderr
+    done = subprocess.run([str(tmp_path / "main")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_library_for_another_version_of_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real library.cpp, with a header of the future and nothing behind it."""
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("library.cpp", "cpu.cpp", "cpu.h", "nodes.h", "ort.h", "transform.h"):
-        shutil.copy(SOURCE / name, source)
-    shutil.copytree(SOURCE / "onnxruntime", source / "onnxruntime")
+    source = library_alone(tmp_path / "source")
     header = source / "onnxruntime" / "onnxruntime_c_api.h"
     text = header.read_text(encoding="utf-8")
     assert text.count("#define ORT_API_VERSION 23") == 1
     header.write_text(text.replace("#define ORT_API_VERSION 23", "#define ORT_API_VERSION 999"), encoding="utf-8")
-    (source / "rest.cpp").write_text(
-        '#include "nodes.h"\nnamespace catonnx {\nconst OrtApi* api;\nvoid check(OrtStatus*) {}\n'
-        "OrtStatus* guarded(const std::function<void()>&) noexcept { return nullptr; }\n"
-        "std::vector<const OrtCustomOp*> transform_ops() { return {}; }\n"
-        "std::vector<const OrtCustomOp*> quantized_ops() { return {}; }\n}\n"
-    )
     monkeypatch.setenv("CATONNX_OPS", str(build(tmp_path / "future.so", source=source, flags=["-O0"])))
     with pytest.raises(
         RuntimeUnavailableError,

@@ -37,7 +37,11 @@ EXPORTED OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, c
                                 " of the API of ONNX Runtime, and this is ONNX Runtime " + base->GetVersionString();
     return base->GetApi(1)->CreateStatus(ORT_FAIL, message.c_str());
   }
-  catonnx::api = found;
+  // Written once: other threads may be registering, or running.
+  static const OrtApi* const first = catonnx::api = found;
+  if (found != first) {  // the domain is of the first one
+    return found->CreateStatus(ORT_FAIL, "catonnx: another ONNX Runtime of this process uses this library already");
+  }
   return catonnx::guarded([&] {
     const std::string wrong = catonnx::choose_isa();
     if (!wrong.empty()) catonnx::refuse("catonnx: ", wrong);

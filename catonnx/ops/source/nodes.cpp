@@ -51,7 +51,8 @@ Transform prepare(Form form, const char* op, const char* who, int64_t channels, 
     refuse(op, ": ", who, " has ", channels, " channels, and the matrices ", written(shape), " are for ", number * size);
   }
   if (channels % size != 0) refuse(op, ": ", who, " has ", channels, " channels, which is no multiple of ", size);
-  return Transform::blocks(channels, factors.data(), scale.shape[0], first.data(), number, size);
+  const bool stay = std::is_same_v<T, float>;  // NodeTransform::view() knows them
+  return Transform::blocks(channels, factors.data(), scale.shape[0], first.data(), number, size, stay);
 }
 
 template Transform prepare<float>(Form, const char*, const char*, int64_t, const Tensor&, const Tensor* const*);
@@ -93,7 +94,7 @@ class TransformKernel {
     const std::shared_ptr<const Transform> transform = transform_.of(run, x);
     T* const y = static_cast<T*>(run.output(0, x.shape));
     if (count(x.shape) == 0) return;
-    const TransformView view = transform->view();
+    const TransformView view = transform_.view(run, *transform);
     const auto rows = rows_kernel<T>(kernels_);
     const T* const from = x.as<T>();
     // Where every run has a matrix of its own, each is fetched once for all rows of a part.

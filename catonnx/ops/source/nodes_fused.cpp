@@ -27,7 +27,7 @@ class TransformQuantize {
     const Tensor x = run.input(0);
     const std::shared_ptr<const Transform> transform = transform_.of(run, x);
     const QuantizedRows y(run, x.shape);
-    const TransformView view = transform->view();
+    const TransformView view = transform_.view(run, *transform);
     // Where every run has a matrix of its own, each is fetched once for several rows.
     const int64_t step = view.per_run ? 2 * MOST_TILE_ROWS : 1;
     run.parallel(x.rows(), cost(view) + static_cast<double>(view.channels), step, [&](int64_t first, int64_t last) {

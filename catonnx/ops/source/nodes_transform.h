@@ -61,6 +61,13 @@ class NodeTransform {
     return prepared_;
   }
 
+  // What that does, during this run. Large matrices are not held twice: they are those of the run's input.
+  TransformView view(const Run& run, const Transform& transform) const {
+    TransformView view = transform.view();
+    if (view.matrix == nullptr && !view.hadamard) view.matrix = run.input(2).as<float>();
+    return view;
+  }
+
  private:
   static constexpr size_t matrices = form == Form::kronecker ? 2 : 1;
   using Prepared = std::shared_ptr<const Transform>;

@@ -13,7 +13,7 @@
 
 namespace catonnx {
 
-// What this library was built against, once it is registered.
+// What this library was built against, once it is registered for the first time.
 extern const OrtApi* api;
 
 // Says why something is refused; becomes an OrtStatus before it leaves the library.

@@ -2,7 +2,6 @@
 
 #include <cmath>
 
-
 namespace catonnx {
 namespace {
 
@@ -79,7 +78,7 @@ void Transform::multiply_scale(float factor) {
 }
 
 Transform Transform::blocks(int64_t channels, const float* scale, int64_t scales, const float* matrices, int64_t count,
-                            int64_t size) {
+                            int64_t size, bool stay) {
   Transform made(channels, scale, scales);
   made.run_ = made.inner_ = size;
   const float factor = count == 1 ? sylvester_factor(matrices, size) : 0.0f;
@@ -88,7 +87,7 @@ Transform Transform::blocks(int64_t channels, const float* scale, int64_t scales
     made.multiply_scale(factor);
   } else {
     made.per_run_ = count > 1;
-    made.matrix_ = pack(matrices, count * size, size);
+    if (!stay || size != padded(size)) made.matrix_ = pack(matrices, count * size, size);
   }
   return made;
 }
@@ -120,8 +119,8 @@ Transform Transform::kronecker(int64_t channels, const float* scale, int64_t sca
 }
 
 TransformView Transform::view() const {
-  return {channels_,     run_,          outer_,         inner_,
-          hadamard_,     per_run_,      scale_.data(),  matrix_.data(),
+  return {channels_, run_,      outer_,        inner_,
+          hadamard_, per_run_,  scale_.data(), matrix_.empty() ? nullptr : matrix_.data(),
           first_.empty() ? nullptr : first_.data()};
 }
 

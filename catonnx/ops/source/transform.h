@@ -50,9 +50,10 @@ extern const TransformKernels portable_transforms, avx2_transforms, avx512_trans
 // Prepares TransformViews, and holds what they point to.
 class Transform {
  public:
-  // matrices [count, size, size], count 1 or channels / size. scale [scales], scales 1 or channels.
+  // matrices [count, size, size], count 1 or channels / size. scale [scales], scales 1 or channels. If the matrices `stay`
+  // where they are and need no padding, they are not copied: `matrix` of the view is null, and its user's to set.
   static Transform blocks(int64_t channels, const float* scale, int64_t scales, const float* matrices, int64_t count,
-                          int64_t size);
+                          int64_t size, bool stay);
   // first [outer, outer], second [inner, inner].
   static Transform kronecker(int64_t channels, const float* scale, int64_t scales, const float* first, int64_t outer,
                              const float* second, int64_t inner);
