@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("catonnx.evaluation", "catonnx.inspection", "catonnx.doctor"),
     ("catonnx",),
     ("catonnx.tables", "catonnx.terminal", "catonnx.options"),
-    ("catonnx.wishes",),
+    ("catonnx.wishes", "catonnx.olive"),
     ("catonnx.cli",),
     ("catonnx.__main__",),
 )
@@ -61,6 +61,7 @@ ONLY_THERE: Mapping[str, tuple[str, ...]] = {
     "scipy": ("catonnx.math",),
     "threadpoolctl": ("catonnx.pipeline", "catonnx.inspection"),
     "torch": ("catonnx.learned",),
+    "olive": ("catonnx.olive",),
     "typer": ("catonnx.terminal", "catonnx.options", "catonnx.cli"),
     "rich": ("catonnx.tables", "catonnx.terminal"),
 }
@@ -146,7 +147,8 @@ def test_tables_name_rooms_that_exist() -> None:
 def test_what_may_be_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    declared = [*project["dependencies"], *extras["cpu"], *extras["learned"]]
+    declared = [*project["dependencies"], *extras["cpu"], *extras["learned"], "olive"]
+    assert any(requirement.startswith("olive-ai") for requirement in extras["olive"])
     names = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in declared}
     assert {*ONLY_THERE, *ALL_BUT} - {"google"} == names  # protobuf comes with onnx
 

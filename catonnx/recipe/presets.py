@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Preset = Literal["fast", "balanced", "best"]
 Target = Literal["portable", "cpu", "cuda"]
@@ -22,3 +22,25 @@ TARGETS: Mapping[Target, Mapping[str, Any]] = {
 }
 """What each place to run sets: standard ONNX for any; MatMulNBits with activations in int8, which only CPUs have; the
 weights that CUDA's kernels take, of symmetric groups of 32 without zero points."""
+
+NAMES: Mapping[str, tuple[str, ...]] = {"preset": get_args(Preset), "target": get_args(Target)}
+"""What is no field of a recipe, and stands for several of them -> its values."""
+
+
+def settled(wishes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that wishes mean: what a preset and a target stand for, and what follows from others.
+
+    Args:
+        wishes: Fields of `Recipe`, and `preset` and `target`; all others go before these two.
+    """
+    whole: dict[str, Any] = dict(PRESETS[wishes["preset"]]) if "preset" in wishes else {}
+    whole |= TARGETS[wishes["target"]] if "target" in wishes else {}
+    own = {name: value for name, value in wishes.items() if name not in NAMES}
+    whole |= own
+    if "correct_bias" not in own and (whole.get("rounding") == "sequential" or whole.get("scheme") == "float"):
+        whole.pop("correct_bias", None)  # a preset's, and there would be nothing to do for it
+    if whole.get("form") == "integer":
+        whole.setdefault("group_size", None)
+    if whole.get("form") == "op" and whole.get("scheme") in ("w4a8", "w4a4"):
+        whole.setdefault("activation_range", "symmetric")
+    return whole
