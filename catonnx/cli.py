@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from catonnx import __version__
+from catonnx.command_report import ReportHtmlOption, report_command
 from catonnx.errors import CatonnxError
 from catonnx.files import check_place, write_json
 from catonnx.options import (
@@ -205,6 +206,7 @@ def optimize_command(
     provider: ProviderOption = _DEFAULT.provider,
     seed: SeedOption = _DEFAULT.seed,
     report_json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report there too.")] = None,
+    report_html: ReportHtmlOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     allow_unchanged: Annotated[
         bool, typer.Option("--allow-unchanged", help="Copy a model that holds nothing to optimize.")
@@ -217,7 +219,7 @@ def optimize_command(
     """Transform a model, round it to 4 bits, verify it, and save it as a new folder."""
     with guarded(verbose=verbose):
         wishes = wishes_of(locals())
-        _check_places(report_json, save_plan, source=model)
+        _check_places(report_json, report_html, save_plan, source=model)
         terminal = Terminal(quiet=quiet)
         recipe, saved = with_plan(preset, wishes, plan, model, terminal)
 
@@ -240,6 +242,11 @@ def optimize_command(
             write_plan(save_plan, report.plan, report.digest, report.recipe)
         if report_json:
             write_json(report_json, report.to_json())
+        if report_html:
+            from catonnx.reportfile import load_report
+            from catonnx.reporting.files import write_page
+
+            write_page(report_html, load_report(out))
         if not quiet:
             terminal.show(*optimized(report))
 
@@ -271,6 +278,9 @@ def evaluate_command(
         if json_file:
             write_json(json_file, result.to_json())
         terminal.show(*judged(result))
+
+
+app.command(name="report", epilog=_SEE)(report_command)
 
 
 def _check_places(*files: Path | None, source: Path | None = None) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
@@ -89,6 +90,11 @@ def judged(result: Judged) -> list[RenderableType]:
     unit, scale = _unit(sizes)
     table.add_row(f"size on disk, {unit}", *(f"{size / scale:.1f}" for size in sizes))
     return [table, *([Text(f"measured {_TWIN}")] if any(row.float32_twin for row in rows) else [])]
+
+
+def written(files: Sequence[Path]) -> RenderableType:
+    """Return what commands show that wrote files."""
+    return _facts([("" if index else "written", str(file)) for index, file in enumerate(files)])
 
 
 def _kinds(report: Report) -> Table:
