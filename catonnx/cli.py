@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from catonnx import __version__
+from catonnx.command_compare import compare_command
 from catonnx.command_report import ReportHtmlOption, report_command
 from catonnx.errors import CatonnxError
 from catonnx.files import check_place, write_json
@@ -280,6 +281,7 @@ def evaluate_command(
         terminal.show(*judged(result))
 
 
+app.command(name="compare", epilog=_SEE)(compare_command)
 app.command(name="report", epilog=_SEE)(report_command)
 
 

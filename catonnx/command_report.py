@@ -39,10 +39,11 @@ def report_command(
     The page needs no network and no script. With --pictures alone no page is written.
     """
     with guarded(verbose=verbose):
+        from catonnx.cells import written
         from catonnx.measured import load_measured
         from catonnx.reportfile import load_report
         from catonnx.reporting.files import write_page, write_pictures
-        from catonnx.tables import optimized, written
+        from catonnx.tables import optimized
 
         report = load_report(out)
         measured = () if figures is None else load_measured(figures)

@@ -12,6 +12,9 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 Made = TypeVar("Made")
 
+_LARGEST = 1 << 63
+"""Whole numbers beyond this are no sizes or counts; some would not even fit into a float."""
+
 
 class BrokenError(Exception):
     """Says which value is not what it should be."""
@@ -81,10 +84,11 @@ def converted(value: Any, hint: Any, where: str) -> Any:
             )
     if origin is dict and isinstance(value, dict):
         return {name: converted(item, arguments[1], f"{where}.{name}") for name, item in value.items()}
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is float and number and math.isfinite(value):
+    if type(value) is int and not -_LARGEST <= value <= _LARGEST:
+        raise BrokenError(f"{where} is {_short(value)}, which is beyond all that is counted here")
+    if hint is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
-    if isinstance(hint, type) and origin is None and type(value) is hint:
+    if hint in (int, str, bool) and type(value) is hint:
         return value
     raise BrokenError(f"{where} is {_short(value)}, not {_spelled(hint)}")
 

@@ -73,6 +73,8 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "a yes": (put(True, "sites", 0, "bits"), r"sites\[0\].bits is true, not a whole number"),
     "a shape": (put([1, 2, 3], "sites", 0, "shapes", 0), r"sites\[0\].shapes\[0\] is \[1, 2, 3\], not a list"),
     "no size": (delete("size_after"), "size_after is missing"),
+    "a large number": (put(10**400, "size_after"), "size_after is 1000.* beyond all"),
+    "a large rate": (put(10**400, "sites", 0, "sqnr_before"), "sqnr_before is 1000.* beyond all"),
     "null": (put(None, "size_after"), "size_after is null"),
     "recipe": (delete("recipe", "scheme"), r"recipe\.scheme is missing"),
     "steps": (put({"load": "long"}, "steps"), r'steps\[0\]\[1\] is "long"'),
@@ -93,6 +95,14 @@ def test_a_broken_report_is_refused(name: str, out: Path, tmp_path: Path) -> Non
         load_report(tmp_path)
     assert str(tmp_path / "catonnx.json") in str(caught.value)
     assert caught.value.hint
+
+
+def test_a_number_beyond_all_is_no_number(out: Path, tmp_path: Path) -> None:
+    text = (out / "catonnx.json").read_text()
+    value = json.loads(text)["sites"][0]["sqnr_before"]
+    (tmp_path / "catonnx.json").write_text(text.replace(f'"sqnr_before": {value}', '"sqnr_before": 1e999', 1))
+    with pytest.raises(UsageError, match="sqnr_before is Infinity, not a number"):
+        load_report(tmp_path)
 
 
 @pytest.mark.parametrize(
