@@ -25,7 +25,8 @@ KEYS = {
 }  # fmt: skip
 SITE_KEYS = {
     "site", "linears", "shapes", "absorbed", "online", "why", "sqnr_before", "sqnr_after", "sqnr_weights",
-    "sqnr_outputs", "bits", "activation", "bytes_before", "bytes_after",
+    "sqnr_outputs", "bits", "activation", "bytes_before", "bytes_after", "concentration_before",
+    "concentration_after", "alignment_before", "alignment_after",
 }  # fmt: skip
 CODES = {
     "UsageError": 2,
