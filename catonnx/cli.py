@@ -23,6 +23,7 @@ from catonnx.options import (
     EightOption,
     ExcludeOption,
     FormOption,
+    GenaiOption,
     GroupSizeOption,
     HadamardSizeOption,
     IncludeOption,
@@ -209,6 +210,7 @@ def optimize_command(
     allow_unchanged: Annotated[
         bool, typer.Option("--allow-unchanged", help="Copy a model that holds nothing to optimize.")
     ] = False,
+    genai: GenaiOption = False,
     plan: PlanOption = None,
     save_plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan to an .npz file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
@@ -233,6 +235,7 @@ def optimize_command(
                 plan=saved,
                 force=force,
                 allow_unchanged=allow_unchanged,
+                genai=genai,
                 progress=progress,
                 announce=lambda rows: None if quiet else terminal.show(*allotted(rows)),
             )

@@ -158,6 +158,10 @@ TiedEmbeddingsOption = Annotated[
         show_default="in float",
     ),
 ]
+GenaiOption = Annotated[
+    bool,
+    typer.Option("--genai", help="Let onnxruntime-genai open OUT; MODEL is a folder then."),
+]
 SamplesOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Sequences of text.", show_default=str(_DEFAULT.samples))
 ]

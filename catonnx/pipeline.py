@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -18,6 +19,7 @@ from catonnx.allocation import Allotment, decide
 from catonnx.analysis import MARK, Opened, analyse, check_something_to_do, check_types, check_weights, selected_weights
 from catonnx.calibrating import calibration_feeds, measure_sites
 from catonnx.errors import NothingToOptimizeError, OutputError, UsageError
+from catonnx.genai.folder import check_folder, prepare
 from catonnx.graph import load
 from catonnx.graph.absorb_walk import continued_input
 from catonnx.graph.outputs import with_outputs
@@ -60,6 +62,7 @@ def optimize(
     plan: Plan | None = None,
     force: bool = False,
     allow_unchanged: bool = False,
+    genai: bool = False,
     progress: Progress = silent,
     announce: Callable[[Sequence[Allotment]], None] = lambda _: None,
 ) -> Report:
@@ -72,6 +75,7 @@ def optimize(
         plan: A plan made before for this model and recipe; nothing is fitted then.
         force: Replace `out` if it exists.
         allow_unchanged: Copy a model that holds nothing to optimize, instead of refusing it.
+        genai: Make `out` a folder that onnxruntime-genai opens; what is missing for that stands in the report.
         progress: Told of long steps.
         announce: Told which sites keep 8 bits before anything is changed.
 
@@ -84,6 +88,8 @@ def optimize(
     recipe, out, clock = recipe or Recipe(), Path(out), Clock()
     source = load.find(Path(model))
     _check_places(source, out)
+    if genai:
+        check_folder(source)
     key = functools.partial(_key, source, recipe, plan)
     # BLAS threads beside ONNX Runtime's own fight for the cores: small products became up to 100 times slower.
     # Numbers that grow beyond what a type holds are met where they matter, as NaN or Inf of an activation or output.
@@ -106,6 +112,7 @@ def optimize(
                 if not allow_unchanged:
                     raise
                 report = hand_on(source, out, stage, recipe, opened.left_alone(), error, clock)
+                report = dataclasses.replace(report, genai=prepare(stage, source, recipe, wanted=genai))
                 _write_report(report, stage)
                 return report
             check_types(opened)
@@ -188,6 +195,7 @@ def optimize(
         with clock("save"):
             skip = {source.path.name, *locations, RESULT_MARK}
             not_copied = () if source.folder is None else copy_companions(source.path, stage, skip)
+            for_genai = prepare(stage, source, recipe, wanted=genai)
         report = Report(
             source=str(model),
             out=str(out),
@@ -199,6 +207,7 @@ def optimize(
             turned=opened.turned,
             changed_caches=changed_caches,
             not_copied=not_copied,
+            genai=for_genai,
             verification=verification,
             steps=tuple(clock.seconds.items()),
             size_before=bytes_of(source.path.parent, [source.path.name, *locations]),

@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("catonnx.graph", "catonnx.ops.build"),
     ("catonnx.passes", "catonnx.runtime"),
-    ("catonnx.learned", "catonnx.ops"),
+    ("catonnx.learned", "catonnx.ops", "catonnx.genai"),
     ("catonnx.fitting", "catonnx.learning", "catonnx.ranges", "catonnx.siteplan"),
     ("catonnx.quality", "catonnx.analysis"),
     ("catonnx.budget",),

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import gc
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +70,8 @@ def find(location: Path) -> Source:
     """Resolve a model file or a folder that holds one.
 
     Args:
-        location: An `.onnx` file, or a folder with `model.onnx` or exactly one `.onnx` file.
+        location: An `.onnx` file, or a folder with `model.onnx`, exactly one `.onnx` file, or a `genai_config.json`
+            that says which one decodes.
 
     Raises:
         ModelError: if there is no such file, or a folder holds several and none is `model.onnx`.
@@ -212,12 +214,23 @@ def _model_in(folder: Path) -> Path:
     if preferred.exists():
         return preferred
     found = sorted(folder.glob("*.onnx"))
+    if len(found) > 1:
+        found = [path for path in found if path.name == _decoder_of_genai(folder)] or found
     if len(found) == 1:
         return found[0]
     listing = ", ".join(path.name for path in found) or "none"
     raise ModelError(
         f"the folder holds no model.onnx (.onnx files: {listing})", where=folder, hint="name the file itself"
     )
+
+
+def _decoder_of_genai(folder: Path) -> object:
+    """Return the file name that `genai_config.json` gives the model that decodes; None if there is no such file."""
+    try:
+        content = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+        return content["model"]["decoder"]["filename"]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return None
 
 
 def _inline_bytes(model: ir.Model) -> int:
