@@ -22,6 +22,7 @@ from catonnx.options import (
     DampingOption,
     EightOption,
     ExcludeOption,
+    FileNameOption,
     FormOption,
     GenaiOption,
     GroupSizeOption,
@@ -211,6 +212,7 @@ def optimize_command(
         bool, typer.Option("--allow-unchanged", help="Copy a model that holds nothing to optimize.")
     ] = False,
     genai: GenaiOption = False,
+    file_name: FileNameOption = None,
     plan: PlanOption = None,
     save_plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan to an .npz file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
@@ -221,7 +223,8 @@ def optimize_command(
         wishes = wishes_of(locals())
         _check_places(report_json, save_plan, source=model)
         terminal = Terminal(quiet=quiet)
-        recipe, saved = with_plan(preset, wishes, plan, model, terminal)
+        chosen = model / file_name if file_name else model
+        recipe, saved = with_plan(preset, wishes, plan, chosen, terminal)
 
         from catonnx.pipeline import optimize
         from catonnx.planfile import save_plan as write_plan
@@ -232,6 +235,7 @@ def optimize_command(
                 model,
                 out,
                 recipe,
+                file_name=file_name,
                 plan=saved,
                 force=force,
                 allow_unchanged=allow_unchanged,

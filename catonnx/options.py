@@ -158,6 +158,9 @@ TiedEmbeddingsOption = Annotated[
         show_default="in float",
     ),
 ]
+FileNameOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The .onnx file, where MODEL is a folder with several of them.")
+]
 GenaiOption = Annotated[
     bool,
     typer.Option("--genai", help="Let onnxruntime-genai open OUT; MODEL is a folder then."),

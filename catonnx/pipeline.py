@@ -59,6 +59,7 @@ def optimize(
     out: str | os.PathLike[str],
     recipe: Recipe | None = None,
     *,
+    file_name: str | None = None,
     plan: Plan | None = None,
     force: bool = False,
     allow_unchanged: bool = False,
@@ -72,6 +73,7 @@ def optimize(
         model: An .onnx file, or a folder with `model.onnx`, its config and tokenizer.
         out: A new folder; it appears when everything is verified, or not at all.
         recipe: What to do; the default rounds weights to int4 in groups of 32 after CAT.
+        file_name: Of the model in a folder that holds several; the others stay behind.
         plan: A plan made before for this model and recipe; nothing is fitted then.
         force: Replace `out` if it exists.
         allow_unchanged: Copy a model that holds nothing to optimize, instead of refusing it.
@@ -86,7 +88,7 @@ def optimize(
         CatonnxError: one of its subclasses, see `catonnx.errors`; `out` is untouched then.
     """
     recipe, out, clock = recipe or Recipe(), Path(out), Clock()
-    source = load.find(Path(model))
+    source = load.find(Path(model), file_name)
     _check_places(source, out)
     if genai:
         check_folder(source)
@@ -193,7 +195,7 @@ def optimize(
                 )
 
         with clock("save"):
-            skip = {source.path.name, *locations, RESULT_MARK}
+            skip = {*source.own_files, RESULT_MARK}
             not_copied = () if source.folder is None else copy_companions(source.path, stage, skip)
             for_genai = prepare(stage, source, recipe, wanted=genai)
         report = Report(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import catonnx
 import models
+from catonnx.graph.save import RESULT_MARK
 from catonnx.runtime.text import TokenStream
 from tools.greedy import WAYS, end_ids, plain, until_end
 from tools.machine import surroundings
@@ -47,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
             folder = Path(scratch) / "out"
             catonnx.optimize(options.model or models.path("smollm2"), folder, RECIPE, genai=True)
         rows = measure(folder, options.tokens)
-    head = surroundings()
+        recipe = json.loads((folder / RESULT_MARK).read_text(encoding="utf-8"))["recipe"]
+    head = surroundings() | {"recipe": recipe}
     head["versions"] |= {name: _version(name) for name in ("onnxruntime-genai", "optimum-onnx", "transformers")}
     write_json(options.json, head | {"tokens": options.tokens, "prompts": PROMPTS}, rows)
     print(markdown(rows))

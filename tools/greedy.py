@@ -19,7 +19,7 @@ Continue = Callable[[Path, Sequence[Sequence[int]], int], list[list[int]]]
 def plain(
     folder: Path, prompts: Sequence[Sequence[int]], tokens: int, config: Mapping[str, str] | None = None
 ) -> list[list[int]]:
-    """Continue with an ONNX Runtime session (`config` has entries of its configuration), the likeliest token fed back."""
+    """Continue with an ONNX Runtime session, the likeliest token fed back; `config` is the session's."""
     session, ends = open_model(folder / "model.onnx", config=config), end_ids(folder)
     decoder, written = Decoder(session, InputSpec.from_session(session)), []
     for prompt in prompts:

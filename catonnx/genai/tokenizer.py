@@ -17,7 +17,11 @@ _CLASSES = (
 )
 _KNOWN = frozenset(f"{name}Tokenizer{fast}" for name in _CLASSES for fast in ("", "Fast")) | {"TokenizersBackend"}
 """What onnxruntime-genai 0.18 takes as `tokenizer_class`."""
-_ANY_CLASS = "PreTrainedTokenizerFast"
+_ANY_CLASS: Mapping[str, Any] = {
+    # Without its names transformers feeds the class's token_type_ids to the model, which a decoder does not take.
+    "model_input_names": ["input_ids", "attention_mask"],
+    "tokenizer_class": "PreTrainedTokenizerFast",
+}
 
 
 def mended(tokenizer: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -45,7 +49,7 @@ def mended_config(
     """
     if config is not None:
         known = config.get("tokenizer_class") in (None, *_KNOWN)
-        return None if known else {**config, "tokenizer_class": _ANY_CLASS}
+        return None if known else {**_ANY_CLASS, **config, "tokenizer_class": _ANY_CLASS["tokenizer_class"]}
     added = tokenizer.get("added_tokens")
     tokens = [item for item in added if isinstance(item, dict)] if isinstance(added, list) else []
     spelled = {item.get("id"): item.get("content") for item in tokens}
@@ -55,7 +59,7 @@ def mended_config(
         token = spelled.get(value[0] if isinstance(value, list) else value)
         if token is not None:
             named[f"{kind}_token"] = token
-    return {**named, "tokenizer_class": _ANY_CLASS}
+    return {**named, **_ANY_CLASS}
 
 
 def _parts(item: Any, inside: str) -> list[dict[str, Any]]:

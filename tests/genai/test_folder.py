@@ -26,6 +26,7 @@ from tools.greedy import by_genai, end_ids, plain, until_end
 
 RECIPE = catonnx.Recipe(samples=2, seq_len=16)
 PROMPTS = ([BOS, 72, 105, 40, 2], [BOS, 7])
+INPUTS = {"model_input_names": ["input_ids", "attention_mask"]}
 TEXT = "hello 12 <s>wörld\n ä 漢字"
 
 
@@ -33,11 +34,11 @@ def read(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def assert_same_tokens(folder: Path, tokens: int = 20, **config: str) -> None:
+def assert_same_tokens(folder: Path, tokens: int = 20, level: str = "4") -> None:
     """Check that onnxruntime-genai opens a folder as it is, and goes on as plain ONNX Runtime does."""
     pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai")
     ends = end_ids(folder)
-    wanted = [until_end(ids, ends) for ids in plain(folder, PROMPTS, tokens, config)]
+    wanted = [until_end(ids, ends) for ids in plain(folder, PROMPTS, tokens, {LEVEL: level})]
     assert [until_end(ids, ends) for ids in by_genai(folder, PROMPTS, tokens)] == wanted
     assert max(map(len, wanted)) > 4
 
@@ -89,12 +90,12 @@ def test_the_level_of_activations_can_be_set_there(tiny_llama: Path, tmp_path: P
     catonnx.optimize(tiny_llama, out, RECIPE, genai=True)
     config = read(out / "genai_config.json")
     assert config["model"]["decoder"]["session_options"][LEVEL] == "4"
-    assert_same_tokens(out, **{LEVEL: "4"})
+    assert_same_tokens(out)
     config["model"]["decoder"]["session_options"][LEVEL] = "0"
     (out / "genai_config.json").write_text(json.dumps(config))
-    assert_same_tokens(out, **{LEVEL: "0"})
+    assert_same_tokens(out, level="0")
     with pytest.raises(AssertionError):
-        assert_same_tokens(out, **{LEVEL: "4"})
+        assert_same_tokens(out, level="4")
 
 
 def test_our_library_goes_into_the_folder(
@@ -233,8 +234,8 @@ def test_a_tokenizer_that_genai_reads_wrongly_is_mended(tiny_llama: Path, tmp_pa
     source = copied(tiny_llama, tmp_path / "source")
     tokenizer = read(source / "tokenizer.json")
     # What transformers makes of a GGUF file.
-    level, parts = tokenizer["decoder"], [{"type": "ByteFallback"}, {"type": "Fuse"}]
-    parts += [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, level]
+    replace = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    parts = [{"type": "ByteFallback"}, {"type": "Fuse"}, replace, tokenizer["decoder"]]
     tokenizer["decoder"] = {"type": "Sequence", "decoders": parts}
     tokenizer["model"] |= {"byte_fallback": True, "fuse_unk": True, "unk_token": "<s>"}
     (source / "tokenizer.json").write_text(json.dumps(tokenizer))
@@ -243,7 +244,7 @@ def test_a_tokenizer_that_genai_reads_wrongly_is_mended(tiny_llama: Path, tmp_pa
     report = catonnx.optimize(source, tmp_path / "out", RECIPE, genai=True)
     assert [line.partition(":")[0] for line in report.genai[1:]] == ["tokenizer.json", "tokenizer_config.json"]
     settings = read(tmp_path / "out" / "tokenizer_config.json")
-    assert settings == {"tokenizer_class": "PreTrainedTokenizerFast", "kept": 1}
+    assert settings == {**INPUTS, "tokenizer_class": "PreTrainedTokenizerFast", "kept": 1}
     before, after = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (source, tmp_path / "out"))
     wanted = before.encode(TEXT).ids
     assert after.encode(TEXT).ids == wanted
@@ -263,6 +264,7 @@ def test_a_tokenizer_without_settings_gets_some(tiny_llama: Path, tmp_path: Path
         "bos_token": "<s>",
         "eos_token": "</s>",
         "pad_token": "<pad>",
+        **INPUTS,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     genai = tokenizer_of(tmp_path / "out")
@@ -277,10 +279,8 @@ def test_inputs_that_genai_does_not_feed_are_named(tiny_llama: Path, tmp_path: P
         (last,) = [value for value in model.graph.output if value.name == "present.1.key"]
         model.graph.output.remove(last)
 
-    for index, (edit, said) in enumerate(
-        [(with_input, "feeds no use_cache_branch"), (without_output, "present.1.key")]
-    ):
-        folder = edited(tiny_llama, tmp_path / str(index), edit)
+    for edit, said in [(with_input, "feeds no use_cache_branch"), (without_output, "present.1.key")]:
+        folder = edited(tiny_llama, tmp_path / edit.__name__, edit)
         told = decoder_of(read_model(folder / "model.onnx"))
         assert isinstance(told, str)
         assert said in told
