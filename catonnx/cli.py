@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from catonnx import __version__
-from catonnx.errors import CatonnxError
-from catonnx.files import check_place, write_json
+from catonnx.errors import CatonnxError, RuntimeUnavailableError
+from catonnx.files import STDOUT, check_place
 from catonnx.options import (
     ActivationGroupSizeOption,
     ActivationRangeOption,
@@ -39,6 +39,7 @@ from catonnx.options import (
     PresetOption,
     ProviderOption,
     QuietOption,
+    RecipeOption,
     RefineOption,
     RotateOption,
     RoundingOption,
@@ -48,11 +49,13 @@ from catonnx.options import (
     SeedOption,
     SeqLenOption,
     TargetBitsOption,
+    TargetOption,
     TiedEmbeddingsOption,
     TransformOption,
     VerboseOption,
 )
 from catonnx.recipe import Recipe
+from catonnx.recipe.presets import for_genai
 from catonnx.terminal import INTERRUPTED, Terminal, forgive_encodings, guarded
 from catonnx.wishes import check_idle, wishes_of, with_plan
 
@@ -63,14 +66,18 @@ _CODES = [
     *(f"{kind.exit_code}  {(kind.__doc__ or '').strip()}" for kind in CatonnxError.__subclasses__()),
     f"{INTERRUPTED}  Interrupted; there is no output, and the same command goes on from what was done.",
 ]
-_EPILOG = "Exit codes:\n\n" + "\n\n".join(_CODES)
+_EPILOG = "Begin with: catonnx doctor; catonnx optimize FOLDER -o OUT\n\nExit codes:\n\n" + "\n\n".join(_CODES)
 _SEE = "Exit codes are listed by `catonnx --help`."
+
+
+def _examples(*lines: str) -> str:
+    return "\n\n".join(["Examples:", *(f"  catonnx {line}" for line in lines), _SEE])
+
 
 app = typer.Typer(
     name="catonnx",
     help="Make ONNX models 4-bit: Concentration-Alignment Transforms, then rounding, for ONNX Runtime.",
     epilog=_EPILOG,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -91,7 +98,10 @@ def _common(
     del version
 
 
-@app.command(name="inspect", epilog=_SEE)
+@app.command(
+    name="inspect",
+    epilog=_examples("inspect llama", "inspect llama --calibration mine.txt --scheme w4a8", "inspect out --runtime"),
+)
 def inspect_command(
     model: Model,
     calibration: Annotated[
@@ -101,6 +111,8 @@ def inspect_command(
     samples: SamplesOption = None,
     seq_len: SeqLenOption = None,
     plan: PlanOption = None,
+    recipe_file: RecipeOption = None,
+    target: TargetOption = None,
     preset: PresetOption = None,
     scheme: SchemeOption = None,
     group_size: GroupSizeOption = None,
@@ -123,8 +135,8 @@ def inspect_command(
     runtime: Annotated[
         bool, typer.Option("--runtime", help="Show which kernel runs each linear of the model as it is, and why.")
     ] = False,
-    provider: ProviderOption = _DEFAULT.provider,
-    seed: SeedOption = _DEFAULT.seed,
+    provider: ProviderOption = None,
+    seed: SeedOption = None,
     json_file: JsonOption = None,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -139,27 +151,33 @@ def inspect_command(
             from catonnx.inspection import inspect_runtime
             from catonnx.tables import run_by
 
-            found = inspect_runtime(model, provider)
-            if json_file:
-                write_json(json_file, {"kernels": [dataclasses.asdict(kernel) for kernel in found]})
-            terminal.show(*run_by(found))
+            found = inspect_runtime(model, provider or _DEFAULT.provider)
+            terminal.deliver(json_file, {"kernels": [dataclasses.asdict(kernel) for kernel in found]}, run_by(found))
             return
-        recipe, saved = with_plan(preset, wishes, plan, model, terminal)
+        recipe, saved = with_plan(wishes, plan, model, terminal)
 
         from catonnx.inspection import inspect
         from catonnx.tables import inspected
 
         with terminal.progress() as progress:
             inspection = inspect(model, recipe, plan=saved, progress=progress)
-        if json_file:
-            write_json(json_file, inspection.to_json())
-        terminal.show(*inspected(inspection))
+        terminal.deliver(json_file, inspection.to_json(), inspected(inspection))
 
 
-@app.command(name="optimize", epilog=_SEE)
+@app.command(
+    name="optimize",
+    epilog=_examples(
+        "optimize llama -o out",
+        "optimize llama -o out --target cpu --calibration mine.txt",
+        "optimize llama -o out --scheme w4a4 --preset best --lm-head",
+        "optimize llama -o out --recipe recipe.toml --json -",
+    ),
+)
 def optimize_command(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The new folder.")],
+    recipe_file: RecipeOption = None,
+    target: TargetOption = None,
     preset: PresetOption = None,
     scheme: SchemeOption = None,
     group_size: GroupSizeOption = None,
@@ -204,9 +222,12 @@ def optimize_command(
     exclude: ExcludeOption = None,
     lm_head: LmHeadOption = False,
     tied_embeddings: TiedEmbeddingsOption = None,
-    provider: ProviderOption = _DEFAULT.provider,
-    seed: SeedOption = _DEFAULT.seed,
-    report_json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report there too.")] = None,
+    provider: ProviderOption = None,
+    seed: SeedOption = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", "--report-json", metavar="FILE|-", help="Write the report there too; - shows it alone."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     allow_unchanged: Annotated[
         bool, typer.Option("--allow-unchanged", help="Copy a model that holds nothing to optimize.")
@@ -221,10 +242,10 @@ def optimize_command(
     """Transform a model, round it to 4 bits, verify it, and save it as a new folder."""
     with guarded(verbose=verbose):
         wishes = wishes_of(locals())
-        _check_places(report_json, save_plan, source=model)
+        _check_places(json_file, save_plan, source=model)
         terminal = Terminal(quiet=quiet)
         chosen = model / file_name if file_name else model
-        recipe, saved = with_plan(preset, wishes, plan, chosen, terminal)
+        recipe, saved = with_plan(wishes, plan, chosen, terminal)
 
         from catonnx.pipeline import optimize
         from catonnx.planfile import save_plan as write_plan
@@ -239,26 +260,23 @@ def optimize_command(
                 plan=saved,
                 force=force,
                 allow_unchanged=allow_unchanged,
-                genai=genai,
+                genai=genai or for_genai(wishes),
                 progress=progress,
-                announce=lambda rows: None if quiet else terminal.show(*allotted(rows)),
+                announce=lambda rows: None if quiet or json_file == STDOUT else terminal.show(*allotted(rows)),
             )
         if save_plan and not report.unchanged:
             write_plan(save_plan, report.plan, report.digest, report.recipe)
-        if report_json:
-            write_json(report_json, report.to_json())
-        if not quiet:
-            terminal.show(*optimized(report))
+        terminal.deliver(json_file, report.to_json(), [] if quiet else optimized(report))
 
 
-@app.command(name="evaluate", epilog=_SEE)
+@app.command(name="evaluate", epilog=_examples("evaluate out --against llama --text other.txt"))
 def evaluate_command(
     model: Annotated[Path, typer.Argument(metavar="OUT", help="The model to judge: a folder, or an .onnx file.")],
     text: Annotated[Path, typer.Option(metavar="FILE", help="Plain text in UTF-8, other than it was calibrated on.")],
     against: Annotated[Path | None, typer.Option(metavar="MODEL", help="The model that it was made from.")] = None,
     samples: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences of text.")] = 16,
     seq_len: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens in each, BOS included.")] = 512,
-    provider: ProviderOption = "cpu",
+    provider: ProviderOption = None,
     json_file: JsonOption = None,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -273,16 +291,35 @@ def evaluate_command(
 
         with terminal.progress() as progress:
             result = evaluate_on_text(
-                model, text, against=against, samples=samples, seq_len=seq_len, provider=provider, progress=progress
+                model,
+                text,
+                against=against,
+                samples=samples,
+                seq_len=seq_len,
+                provider=provider or _DEFAULT.provider,
+                progress=progress,
             )
-        if json_file:
-            write_json(json_file, result.to_json())
-        terminal.show(*judged(result))
+        terminal.deliver(json_file, result.to_json(), judged(result))
+
+
+@app.command(name="doctor", epilog=_examples("doctor", "doctor --json -"))
+def doctor_command(json_file: JsonOption = None, verbose: VerboseOption = False) -> None:
+    """Show what is installed, which providers and kernels really work, and what to install."""
+    with guarded(verbose=verbose):
+        _check_places(json_file)
+
+        from catonnx.doctor import examine, to_json, works
+        from catonnx.tables import examined
+
+        findings = examine()
+        Terminal().deliver(json_file, to_json(findings), examined(findings))
+        if not works(findings):
+            raise RuntimeUnavailableError("no model runs here", hint="the table above says what to do")
 
 
 def _check_places(*files: Path | None, source: Path | None = None) -> None:
     for file in files:
-        if file is not None:
+        if file is not None and file != STDOUT:
             check_place(file, source)
 
 

@@ -63,11 +63,19 @@ def write_whole(path: Path, content: bytes) -> None:
             part.unlink(missing_ok=True)
 
 
+STDOUT = Path("-")
+"""What stands for the standard output where a file is named."""
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write plain data as JSON.
+    """Write plain data as JSON, to stdout if the path is `-`.
 
     Raises:
         OutputError: as `write_whole`.
         ValueError: if a number is NaN or Inf, which JSON does not know.
     """
-    write_whole(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
+    text = json.dumps(data, indent=1, allow_nan=False)
+    if path == STDOUT:
+        print(text)
+    else:
+        write_whole(path, f"{text}\n".encode())

@@ -13,7 +13,6 @@ from catonnx.recipe import (
     Caches,
     Form,
     Online,
-    Preset,
     Provider,
     Recipe,
     Rounding,
@@ -21,6 +20,7 @@ from catonnx.recipe import (
     Scheme,
     TransformName,
 )
+from catonnx.recipe.presets import Preset, Target
 
 GroupSize = Literal["16", "32", "64", "128", "256", "channel"]
 ActivationGroupSize = Literal["16", "32", "64", "128", "256", "token"]
@@ -42,6 +42,16 @@ PresetOption = Annotated[
     typer.Option(
         help="By effort: fast takes 8 texts, best rounds by gptq and corrects biases.", show_default="balanced"
     ),
+]
+TargetOption = Annotated[
+    Target | None,
+    typer.Option(
+        help="By where it will run: standard ONNX for anywhere, or what the kernels of CPU or CUDA want.",
+        show_default="portable",
+    ),
+]
+RecipeOption = Annotated[
+    Path | None, typer.Option("--recipe", metavar="FILE", help="Options as TOML; what is typed goes before them.")
 ]
 GroupSizeOption = Annotated[
     GroupSize | None,
@@ -172,9 +182,16 @@ SeqLenOption = Annotated[
     int | None,
     typer.Option(min=2, metavar="N", help="Tokens in each, BOS included.", show_default=str(_DEFAULT.seq_len)),
 ]
-ProviderOption = Annotated[Provider, typer.Option(help="Where ONNX Runtime runs.")]
-SeedOption = Annotated[int, typer.Option(metavar="N", help="Of everything random.")]
+ProviderOption = Annotated[
+    Provider | None, typer.Option(help="Where ONNX Runtime runs.", show_default=_DEFAULT.provider)
+]
+SeedOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Of everything random.", show_default=str(_DEFAULT.seed))
+]
 PlanOption = Annotated[Path | None, typer.Option(metavar="FILE", help="A plan that --save-plan wrote.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all of it as JSON too.")]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE|-", help="Write all of it as JSON too; - shows that alone."),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]

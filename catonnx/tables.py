@@ -18,6 +18,7 @@ from catonnx.naming import in_common, kind_of, printable, shortened, summed_up, 
 
 if TYPE_CHECKING:
     from catonnx.allocation import Allotment
+    from catonnx.doctor import Finding
     from catonnx.evaluation import Judged
     from catonnx.inspection import Inspection, SiteView
     from catonnx.report import KindRow, Report
@@ -64,6 +65,15 @@ def run_by(kernels: Sequence[Kernel]) -> list[RenderableType]:
         table.add_row(
             f"{name}\n{sizes}", str(1 + len(others)), first.operator, first.weight, first.activation, first.why
         )
+    return [table]
+
+
+def examined(findings: Sequence[Finding]) -> list[RenderableType]:
+    """Return what `doctor` shows: everything that was looked at, and what to do about what is not well."""
+    table = _table("=what", "=", "found, and what to do")
+    for finding in findings:
+        advice = f"{finding.found}; {finding.advice}" if finding.advice else finding.found
+        table.add_row(finding.what, finding.state, advice, style="bold" if finding.state == "broken" else None)
     return [table]
 
 

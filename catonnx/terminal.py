@@ -9,15 +9,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import rich.progress
 import typer
 from rich.console import Console, RenderableType
 
 from catonnx.errors import CatonnxError
+from catonnx.files import STDOUT, write_json
 from catonnx.naming import printable
 from catonnx.progress import Progress, silent
 from catonnx.recipe import Recipe
@@ -52,6 +55,17 @@ class Terminal:
             if index:
                 self._out.print()
             self._out.print(item)
+
+    def deliver(self, file: Path | None, data: Mapping[str, Any], tables: Sequence[RenderableType]) -> None:
+        """Write results as JSON where that was asked for, and show them as tables, unless JSON is to be shown.
+
+        Raises:
+            OutputError: as `write_json`.
+        """
+        if file is not None:
+            write_json(file, data)
+        if file != STDOUT:
+            self.show(*tables)
 
     def note(self, text: str) -> None:
         """Write a remark to stderr, unless quiet."""

@@ -1,4 +1,4 @@
-"""From what was typed to a recipe."""
+"""From what was typed, and what a recipe file says, to a recipe."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catonnx.errors import UsageError
-from catonnx.recipe import PRESETS, Preset, Recipe
+from catonnx.recipe import Recipe
+from catonnx.recipe.file import read_recipe, share
+from catonnx.recipe.presets import NAMES, settled
 from catonnx.terminal import Terminal
 
 if TYPE_CHECKING:
     from catonnx.siteplan import Plan
 
 
-_FIELDS = frozenset(field.name for field in dataclasses.fields(Recipe))
+_FIELDS = frozenset(field.name for field in dataclasses.fields(Recipe)) | NAMES.keys()
 
 
 def wishes_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return what was said of the recipe, in its own terms; what was not said is left out.
 
     Args:
-        parameters: Everything that a command was called with, by name; what is named as a field of `Recipe` counts.
+        parameters: Everything that a command was called with, by name; what is named as a field of `Recipe` counts, and
+            `preset` and `target`. What the file `recipe_file` says comes after what was typed.
 
     Raises:
-        UsageError: if a share is no number.
+        UsageError: if a share is no number, or the file is no recipe.
     """
     # A flag that was not given is False, a repeatable option None or empty; 0 is a wish.
     said = {name: value for name, value in parameters.items() if value is not None and value is not False}
@@ -38,15 +41,12 @@ def wishes_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("group_size", "activation_group_size"):
         if name in wishes:
             wishes[name] = int(wishes[name]) if wishes[name].isdigit() else None
-    if wishes.get("form") == "integer":
-        wishes.setdefault("group_size", None)
-    if wishes.get("form") == "op" and wishes.get("scheme") in ("w4a8", "w4a4"):
-        wishes.setdefault("activation_range", "symmetric")
     if "tied_embeddings" in wishes:
         wishes["tied_embeddings"] = int(wishes["tied_embeddings"])
     if "max_overhead" in wishes:
-        wishes["max_overhead"] = _share(wishes["max_overhead"])
-    return wishes
+        wishes["max_overhead"] = share(wishes["max_overhead"])
+    file = said.get("recipe_file")
+    return wishes if file is None else read_recipe(file) | wishes
 
 
 def check_idle(wishes: Mapping[str, Any], option: str) -> None:
@@ -55,39 +55,19 @@ def check_idle(wishes: Mapping[str, Any], option: str) -> None:
     Raises:
         UsageError: naming them.
     """
-    idle = sorted(wishes.keys() - {"provider", "seed"})  # these two are always there
+    idle = sorted(wishes.keys() - {"provider", "seed"})
     if idle:
         told = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
         raise UsageError(f"{option} looks at the model as it is, without {told}", hint="leave one of them out")
 
 
-def _share(text: str) -> float:
-    """Return `5%` or `0.05` as a number."""
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        raise UsageError(f"max_overhead is {text!r}", hint="write 5% or 0.05") from None
-    if share > 1 and not text.endswith("%"):
-        raise UsageError(f"max_overhead {text} would be {100 * share:.0f} %", hint="write 5% or 0.05")
-    return share
-
-
-def _effort(preset: Preset | None, wishes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a preset sets, without what a wish leaves nothing to do for."""
-    effort = dict(PRESETS[preset]) if preset else {}
-    if wishes.get("rounding") == "sequential" or wishes.get("scheme") == "float":
-        effort.pop("correct_bias", None)
-    return effort
-
-
 def with_plan(
-    preset: Preset | None, wishes: dict[str, Any], file: Path | None, model: Path, terminal: Terminal
+    wishes: Mapping[str, Any], file: Path | None, model: Path, terminal: Terminal
 ) -> tuple[Recipe, Plan | None]:
     """Return the whole recipe, and the plan if one was given: that has settled what shapes a plan.
 
     Args:
-        preset: What was wished as a whole.
-        wishes: What was wished one by one; goes before it.
+        wishes: Of `wishes_of`.
         file: The plan.
         model: What is optimized; a plan for another one is noted.
         terminal: Shows the note.
@@ -95,21 +75,22 @@ def with_plan(
     Raises:
         UsageError: if the file is no plan, or something was wished that it has settled.
     """
-    effort = _effort(preset, wishes)
+    whole = settled(wishes)
     if file is None:
-        return Recipe(**(effort | wishes)), None
+        return Recipe(**whole), None
 
     from catonnx.graph.load import find
     from catonnx.planfile import SHAPING, load_plan
 
     saved = load_plan(file)
-    given = [name for name in wishes if name in SHAPING and _plain(wishes[name]) != saved.shaping[name]]
+    own = settled({name: value for name, value in wishes.items() if name not in NAMES})
+    given = [name for name in own if name in SHAPING and _plain(own[name]) != saved.shaping[name]]
     if given:
         names = ", ".join("--" + name.replace("_", "-") for name in given)
         raise UsageError(f"{names} and --plan contradict each other", hint="a plan has settled that already")
     if saved.digest != find(model).digest:
         terminal.note("the plan was made for another model; it is taken if it fits this one")
-    return Recipe(**(effort | wishes | dict(saved.shaping))), saved.plan
+    return Recipe(**(whole | dict(saved.shaping))), saved.plan
 
 
 def _plain(value: Any) -> Any:

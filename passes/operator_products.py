@@ -1,6 +1,7 @@
 """Multiply codes of activations by codes of weights in operators of our own: 4 bits on disk and in memory.
 
     once per site    q, s = catonnx.DynamicQuantize(x)                         as a symmetric `ActivationGrid` per token
+      if it alone reads a transform: catonnx.SharedTransformQuantize(x, scale, matrix), and the like
     per linear       y = catonnx.QuantizedMatMul(q, s, W_uint4 [N, K / group, group / 2], scale [N * K / group])
 
 Weights may have a scale per group of rows, as `integer_products` cannot; their layout is that of MatMulNBits, which is
@@ -20,7 +21,7 @@ import onnx_ir as ir
 
 from catonnx.graph.constants import constant_type
 from catonnx.graph.edits import Names
-from catonnx.graph.operators import DOMAIN, declare
+from catonnx.graph.operators import DOMAIN, FUSED, declare
 from catonnx.graph.save import Spill, held
 from catonnx.graph.sites import Linear, Site
 from catonnx.graph.ties import TiedTable
@@ -74,28 +75,41 @@ class OperatorProducts(ir.passes.InPlacePass):
         constants = Constants(model.graph, Names(model.graph))
         stored, done, total = Stored(constants, self.spill), 0, sum(len(site.selected) for site, _ in wanted)
         for site, grid in wanted:
-            codes = _codes(constants, site, grid)
+            codes = _codes(model, constants, site, grid)
             for linear in site.selected:
                 rounded = rounded_weight(linear, self.rounder, constant_type(linear.node.inputs[1]), self.observe)
                 _write_product(stored, linear, rounded, codes, self.tables.get(linear))
                 done += 1
                 self.progress("rounding weights", done, total)
         if wanted:
-            declare(model, "DynamicQuantize", "QuantizedMatMul")
+            declare(model, "QuantizedMatMul")
         return cleaned(model, bool(wanted))
 
 
-def _codes(constants: Constants, site: Site, grid: ActivationGrid) -> tuple[ir.Value, ir.Value]:
-    """Write what rounds an activation; return its codes and scales."""
+def _codes(model: ir.Model, constants: Constants, site: Site, grid: ActivationGrid) -> tuple[ir.Value, ir.Value]:
+    """Write what rounds an activation, in one node with its transform where that has no other reader."""
     name = constants.names.new(f"{site.name}/rounded/quantize")
     values = [
         ir.Value(name=constants.names.new(f"{name}_{what}"), type=ir.TensorType(dtype), shape=shape)
         for what, dtype, shape in (("codes", ir.DataType.INT8, site.read.shape), ("scale", FLOAT, None))
     ]
     attributes = {"bits": grid.bits, "clip": float(grid.clip)}
-    node = ir.node("DynamicQuantize", [site.read], attributes=attributes, domain=DOMAIN, outputs=values, name=name)
+    transform = _own_transform(site)
+    operator = "DynamicQuantize" if transform is None else FUSED[transform.op_type]
+    inputs = [site.read] if transform is None else transform.inputs
+    node = ir.node(operator, inputs, attributes=attributes, domain=DOMAIN, outputs=values, name=name)
     constants.graph.insert_before(site.selected[0].node, node)
+    declare(model, operator)
     return values[0], values[1]
+
+
+def _own_transform(site: Site) -> ir.Node | None:
+    """Return the transform of ours that writes what a site's linears read, if they are to be rounded, all of them."""
+    node = site.read.producer()
+    if node is None or node.domain != DOMAIN or node.op_type not in FUSED or site.read.is_graph_output():
+        return None
+    rounded = {linear.node for linear in site.selected}
+    return node if all(reader in rounded for reader, _ in site.read.uses()) else None
 
 
 def _write_product(

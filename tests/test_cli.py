@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -201,6 +203,38 @@ def test_inspect_of_a_model_without_linears_is_an_answer(tiny_llama: Path) -> No
     assert result.exit_code == 0
     assert "no linear layer to optimize" in result.stdout
     assert "not named by --include" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [("inspect", "MODEL"), ("inspect", "MODEL", "--runtime"), ("optimize", "MODEL", "-o", "OUT", *QUICK)]
+)
+def test_json_to_stdout_stands_alone(arguments: tuple[str, ...], tiny_llama: Path, tmp_path: Path) -> None:
+    places = {"MODEL": tiny_llama, "OUT": tmp_path / "out"}
+    result = catonnx_(*(places.get(argument, argument) for argument in arguments), "--json", "-")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)
+    assert not (Path.cwd() / "-").exists()
+
+
+def test_a_target_and_a_recipe_file_reach_the_report(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text('target = "cpu"\nsamples = 2\nseq-len = 16\nlm_head = true\n')
+    result = catonnx_("optimize", tiny_llama, "-o", tmp_path / "out", "--recipe", tmp_path / "r.toml", "--json", "-")
+    assert result.exit_code == 0, result.output
+    recipe = json.loads(result.stdout)["recipe"]
+    wanted = {"form": "nbits", "scheme": "w4a8", "samples": 2, "seq_len": 16, "lm_head": True}
+    assert {name: recipe[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("command", ["inspect", "optimize", "evaluate", "doctor"])
+def test_help_has_examples_that_parse(command: str) -> None:
+    shown = " ".join(catonnx_(command, "--help").stdout.split())
+    examples = re.findall(rf"catonnx ({command}\b[^:]*?)(?= catonnx | Exit codes)", shown.partition("Examples:")[2])
+    assert examples
+    for example in examples:
+        result = catonnx_(*shlex.split(example), "--help")
+        assert result.exit_code == 0, example
+        # A word that is no option is refused before the help is shown, and so is an option that is none.
+        assert "No such option" not in result.output
 
 
 def test_evaluate_compares_two_models(optimized: tuple[Path, Result], tiny_llama: Path, text: Path) -> None:

@@ -43,10 +43,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("catonnx.workspace", "catonnx.unchanged"),
     ("catonnx.pipeline",),
-    ("catonnx.evaluation", "catonnx.inspection", "catonnx.hub.quantizer"),
+    ("catonnx.evaluation", "catonnx.inspection", "catonnx.doctor", "catonnx.hub.quantizer"),
     ("catonnx",),
     ("catonnx.tables", "catonnx.terminal", "catonnx.options"),
-    ("catonnx.wishes",),
+    ("catonnx.wishes", "catonnx.olive"),
     ("catonnx.cli",),
     ("catonnx.hub",),
     ("catonnx.__main__",),
@@ -62,6 +62,7 @@ ONLY_THERE: Mapping[str, tuple[str, ...]] = {
     "scipy": ("catonnx.math",),
     "threadpoolctl": ("catonnx.pipeline", "catonnx.inspection"),
     "torch": ("catonnx.learned",),
+    "olive": ("catonnx.olive",),
     "typer": ("catonnx.terminal", "catonnx.options", "catonnx.cli", "catonnx.hub"),
     "optimum": ("catonnx.hub",),
     "rich": ("catonnx.tables", "catonnx.terminal"),
@@ -149,7 +150,8 @@ def test_what_may_be_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     export = [requirement for requirement in extras["export"] if requirement.startswith("optimum==")]
-    declared = [*project["dependencies"], *extras["cpu"], *extras["learned"], *export]
+    declared = [*project["dependencies"], *extras["cpu"], *extras["learned"], *export, "olive"]
+    assert any(requirement.startswith("olive-ai") for requirement in extras["olive"])
     names = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in declared}
     assert {*ONLY_THERE, *ALL_BUT} - {"google"} == names  # protobuf comes with onnx
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from catonnx.recipe import PRESETS
+from catonnx.recipe.presets import PRESETS
 
 TOKEN, GROUPS, WEIGHTS, EIGHT, CHANNEL = "w4a4", "w4a4-g64", "w4a16-g32", "w4a8", "w4a16"
 

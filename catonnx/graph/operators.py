@@ -4,6 +4,7 @@
     BlockTransform(X [..., K], scale, matrices [B, b, b])        run i times matrix i; K = B b
     KroneckerTransform(X [..., K], scale, first [a, a], second)  every run of a b channels times (first kron second)
     DynamicQuantize(X [..., K]) -> Q int8, S float32 [..., 1]    codes of each token, as a symmetric `ActivationGrid`
+    SharedTransformQuantize(X, scale, matrix) -> Q, S            the two in one; Block..., Kronecker... likewise
     QuantizedMatMul(A int8 [..., K], a_scale, B, b_scale [N G])  with 4-bit weights, laid out as for MatMulNBits
 
 `scale` is [K], or [1] where there is none. Where the library of `catonnx.ops` is registered its kernels run; everywhere
@@ -108,6 +109,20 @@ _BODIES = {
     }""",
 }
 
+FUSED = {name: f"{name}Quantize" for name in ("SharedTransform", "BlockTransform", "KroneckerTransform")}
+"""Transform -> it and DynamicQuantize in one."""
+
+
+def _fused(transform: str) -> str:
+    inputs = _BODIES[transform].partition(" =>")[0]
+    return f"""<bits, clip>{inputs} => (Q, S) {{
+        Y = {DOMAIN}.{transform} {inputs}
+        Q, S = {DOMAIN}.DynamicQuantize <bits: int = @bits, clip: float = @clip> (Y)
+    }}"""
+
+
+_BODIES |= {fused: _fused(transform) for transform, fused in FUSED.items()}
+
 
 def declare(model: ir.Model, *operators: str) -> None:
     """Make operators of ours known to a model, with the functions that stand for them, in the model's own opset."""
@@ -119,10 +134,12 @@ def declare(model: ir.Model, *operators: str) -> None:
             imports.setdefault("com.microsoft", 1)
         function.opset_imports[""] = imports[""]
         model.functions.setdefault(function.identifier(), function)
+        declare(model, *sorted({node.op_type for node in function if node.domain == DOMAIN}))
 
 
 @cache
 def _function(name: str) -> ir.Function:
-    imports = '["" : 21, "com.microsoft" : 1]' if "com.microsoft" in _BODIES[name] else '["" : 21]'
-    head = f'<domain: "{DOMAIN}", opset_import: {imports}>'
+    others = (domain for domain in ("com.microsoft", DOMAIN) if f"{domain}." in _BODIES[name])
+    imports = ", ".join(f'"{domain}" : 1' for domain in others)
+    head = f'<domain: "{DOMAIN}", opset_import: ["" : 21{imports and ", "}{imports}]>'
     return ir.serde.deserialize_function(onnx.parser.parse_function(f"{head} {name} {_BODIES[name]}"))

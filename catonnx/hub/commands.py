@@ -161,7 +161,7 @@ def _check_before(args: argparse.Namespace) -> None:
 
     values = _values(args)
     if "plan" not in values:
-        with_plan(values.get("preset"), wishes_of(values), None, Path(), Terminal(quiet=True))
+        with_plan(wishes_of(values), None, Path(), Terminal(quiet=True))
     check_free(args.output, bool(values.get("force")))
     if args.keep_export is not None:
         check_free(args.keep_export, force=False)

@@ -12,6 +12,7 @@ from catonnx.graph.load import find
 from catonnx.pipeline import optimize
 from catonnx.progress import Progress, silent
 from catonnx.recipe import Recipe
+from catonnx.recipe.presets import for_genai, settled
 
 if TYPE_CHECKING:
     from catonnx.report import Report
@@ -76,7 +77,8 @@ class CatQuantizer:
 
         Args:
             save_dir: A new folder; it appears when everything is verified, or not at all.
-            recipe: What to do, or its fields by name; the default rounds weights to int4 in groups of 32 after CAT.
+            recipe: What to do, or its fields by name, `preset` and `target` among them; the default rounds weights to
+                int4 in groups of 32 after CAT.
             plan: As of `catonnx.optimize`.
             genai: As of `catonnx.optimize`.
             force: Replace `save_dir` if it exists.
@@ -90,7 +92,8 @@ class CatQuantizer:
         """
         if isinstance(recipe, Mapping):
             try:
-                recipe = Recipe(**recipe)
+                genai = genai or for_genai(recipe)
+                recipe = Recipe(**settled(recipe))
             except TypeError as error:  # an unknown field
                 raise UsageError(
                     f"this is no recipe: {error}", hint="its fields are those of catonnx.Recipe"

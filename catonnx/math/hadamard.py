@@ -10,6 +10,9 @@ Orders come from Sylvester's matrix of order 2, Paley's two constructions over f
 
 Source: Paley, "On orthogonal matrices", 1933. Of the multiples of 4 up to 256, which all have a Hadamard matrix, these
 leave out 92, 116, 156, 172, 184, 188, 232 and 236.
+
+Where a power of two of at least 16 splits off, Sylvester's matrix of that order is the right factor, the one that mixes
+neighbours: a fast Walsh-Hadamard transform needs only log2 of that order additions for each of them.
 """
 
 from __future__ import annotations
@@ -18,17 +21,20 @@ import itertools
 import math
 from functools import lru_cache
 from math import isqrt
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[np.float64]
 
+_WORTH_A_FAST_TRANSFORM = 16
+"""Numbers in the widest vectors of processors."""
+
 
 def has_hadamard(order: int) -> bool:
     """Say whether `hadamard_matrix` knows a matrix of this order."""
-    return order >= 1 and _pair(order) is not None
+    return order >= 1 and _split(order) is not None
 
 
 def hadamard_matrix(order: int) -> Array:
@@ -53,24 +59,18 @@ def hadamard_matrix(order: int) -> Array:
 
 
 def kronecker_pair(order: int) -> tuple[int, int]:
-    """Split an order into two Hadamard orders, as nearly square as possible.
+    """Split an order into two Hadamard orders, as nearly square as `sylvester_part` allows.
 
     ``x H`` costs ``order**2`` multiply-adds with the whole matrix and ``order * (first + second)`` with the pair.
 
     Returns:
-        ``(first, second)``, first <= second, with ``hadamard_matrix(order) == kron(hadamard_matrix(first),
-        hadamard_matrix(second))``; ``(1, order)`` if the order does not split.
+        ``(first, second)`` with ``hadamard_matrix(order) == kron(hadamard_matrix(first), hadamard_matrix(second))``;
+        ``(1, order)`` if the order does not split.
 
     Raises:
         ValueError: No matrix of this order is known here.
     """
-    pair = _pair(order) if order >= 1 else None
-    if pair is None:
-        raise ValueError(
-            f"no Hadamard matrix of order {order} is known here (orders are 1, 2 and most multiples of 4); "
-            f"the largest order that divides {order} is {largest_hadamard_order(order) if order > 0 else 'none'}"
-        )
-    return pair
+    return _known_split(order).pair
 
 
 def largest_hadamard_order(width: int) -> int:
@@ -84,15 +84,62 @@ def largest_hadamard_order(width: int) -> int:
     return max(order for order in _divisors(width) if has_hadamard(order))
 
 
+def squarest_pair(order: int) -> tuple[int, int] | None:
+    """Return the most nearly square pair of Hadamard orders above 1 with this product; None if there is none."""
+    divisors = reversed([divisor for divisor in _divisors(order) if 1 < divisor <= isqrt(order)])
+    return next(((one, order // one) for one in divisors if has_hadamard(one) and has_hadamard(order // one)), None)
+
+
+def sylvester_part(order: int) -> int:
+    """Return the largest p with ``hadamard_matrix(order) == kron(hadamard_matrix(order // p), S)``, S Sylvester's.
+
+    It is a power of two, 1 where a product of two other matrices is cheaper and p were below 16.
+
+    Raises:
+        ValueError: No matrix of this order is known here.
+    """
+    return _known_split(order).part
+
+
+class _Split(NamedTuple):
+    """How a matrix is made.
+
+    Attributes:
+        pair: Orders of its two factors; the first is 1 if it is built directly.
+        part: See `sylvester_part`.
+    """
+
+    pair: tuple[int, int]
+    part: int
+
+
+def _known_split(order: int) -> _Split:
+    split = _split(order) if order >= 1 else None
+    if split is None:
+        raise ValueError(
+            f"no Hadamard matrix of order {order} is known here (orders are 1, 2 and most multiples of 4); "
+            f"the largest order that divides {order} is {largest_hadamard_order(order) if order > 0 else 'none'}"
+        )
+    return split
+
+
 @lru_cache(maxsize=4096)
-def _pair(order: int) -> tuple[int, int] | None:
-    """Return the most nearly square split, ``(1, order)`` for a matrix built directly, or None."""
+def _split(order: int) -> _Split | None:
     if order > 2 and order % 4:
         return None
-    for first in reversed([divisor for divisor in _divisors(order) if 1 < divisor <= isqrt(order)]):
-        if has_hadamard(first) and has_hadamard(order // first):
-            return first, order // first
-    return (1, order) if order <= 2 or _paley_field(order) else None
+    squarest = squarest_pair(order)
+    powers = [divisor for divisor in _divisors(order) if divisor & (divisor - 1) == 0]
+    part = next((power for power in reversed(powers) if power > 1 and has_hadamard(order // power)), 1)
+    if part > 1:
+        rest = order // part
+        # The left factor has to be made with Sylvester's matrix on its right as well, or the two do not make up `part`.
+        fitting = (power for power in powers if power < part and (power == 1 or sylvester_part(rest * power) == power))
+        pair = min(((rest * power, part // power) for power in fitting), key=sum)
+        if part >= _WORTH_A_FAST_TRANSFORM or squarest is None or sum(pair) <= sum(squarest):
+            return _Split(pair, part)
+    if squarest is not None:
+        return _Split(squarest, 1)
+    return _Split((1, order), 1) if order <= 2 or _paley_field(order) else None
 
 
 def _divisors(number: int) -> list[int]:
@@ -128,7 +175,7 @@ def _indivisible(order: int) -> Array:
     if order == 2:
         return sylvester
     size = _paley_field(order)
-    assert size is not None, "callers ask only for orders that _pair allows"
+    assert size is not None, "callers ask only for orders that _split allows"
     if order == size + 1:
         return np.eye(order) + _conference_matrix(size)
     # A symmetric conference matrix C has a zero diagonal: its zeros and its signs become two different 2 x 2 blocks.

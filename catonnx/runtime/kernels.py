@@ -69,7 +69,7 @@ def _ours(model: ir.Model) -> tuple[dict[str, str], set[str]]:
         for node in nodes
         if node.op_type == "QuantizedMatMul" and (value := node.inputs[2]) is not None
     }
-    matrices = (value for node in nodes if node.op_type.endswith("Transform") for value in node.inputs[2:])
+    matrices = (value for node in nodes if "Transform" in node.op_type for value in node.inputs[2:])
     return names, {str(value.name) for value in matrices if value is not None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import warnings
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from catonnx.graph.load import find
 from catonnx.graph.operators import DOMAIN
 from catonnx.ops.build import find_compiler
 from catonnx.ops.place import BUILD, library
-from catonnx.runtime.sessions import open_session, runtime_errors
+from catonnx.runtime.sessions import import_onnxruntime, open_session, runtime_errors
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
@@ -46,6 +47,18 @@ def register(session_options: SessionOptions) -> None:
     except runtime_errors() as error:
         raise _not_registered(error, path) from error
     session_options.add_session_config_entry(_MARK, str(path))
+
+
+def instruction_set() -> str:
+    """Return the instruction set whose kernels the library uses here, such as `avx512vnni`.
+
+    Raises:
+        RuntimeUnavailableError: as `register`.
+    """
+    register(import_onnxruntime().SessionOptions())
+    named = ctypes.CDLL(str(library())).catonnx_instruction_set
+    named.restype = ctypes.c_char_p
+    return bytes(named()).decode()
 
 
 def session(path: str | Path, provider: str = "cpu", *, config: Mapping[str, str] | None = None) -> InferenceSession:

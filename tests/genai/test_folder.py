@@ -79,6 +79,14 @@ def test_the_command_says_what_it_wrote(tiny_llama: Path, tmp_path: Path) -> Non
     assert any("opens the folder" in line for line in read(tmp_path / "out" / "catonnx.json")["genai"])
 
 
+def test_targets_ask_for_it_too(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text('target = "genai-cpu"\n')
+    result = catonnx_("optimize", tiny_llama, "-o", tmp_path / "out", "--recipe", tmp_path / "recipe.toml", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert read(tmp_path / "out" / "catonnx.json")["recipe"]["form"] == "nbits"
+    assert_same_tokens(tmp_path / "out")
+
+
 def test_nothing_is_written_unasked(tiny_llama: Path, tmp_path: Path) -> None:
     report = catonnx.optimize(tiny_llama, tmp_path / "out", RECIPE)
     assert report.genai == ()

@@ -20,6 +20,7 @@ from tests.learned.sites import planted, site
 torch = pytest.importorskip("torch", reason="learned methods need PyTorch")
 
 from catonnx.learned import Effort, Learned, learn_affine, learn_rotation, refine, rotation  # noqa: E402
+from catonnx.learned.maps import mixing_pair  # noqa: E402
 
 SHORT = Effort(steps=60, rows=128, columns=96)
 
@@ -41,7 +42,7 @@ METHODS: dict[str, Callable[..., Learned]] = {
     "affine": learn_affine,
     "refine": refine_aligned,
 }
-REACHED = {"rotation": 0.9, "affine": 0.6, "refine": 0.7}
+REACHED = {"rotation": 0.95, "affine": 0.6, "refine": 0.7}
 """Bound on the error over that of the start. The first two start at a Hadamard matrix."""
 
 
@@ -157,7 +158,7 @@ def test_labels_end_where_channels_move() -> None:
 
 def test_only_the_kinds_asked_for_are_refined() -> None:
     sample = site(96, 64)
-    start = Transform((Scale(np.full(96, 2.0)), *aligned(sample, 8).factors))
+    start = Transform((*aligned(sample, 8).factors, Scale(np.geomspace(0.5, 2, 96))))
     learned = refine(sample, start, kinds=frozenset({FactorKind.SCALE}), clip=False, effort=SHORT)
     assert learned.kept
     assert learned.clip == 1
@@ -165,7 +166,7 @@ def test_only_the_kinds_asked_for_are_refined() -> None:
         not np.allclose(old.dense(), new.dense(), atol=1e-12)
         for old, new in zip(start.factors, learned.transform.factors, strict=True)
     ]
-    assert changed == [True, False, False]
+    assert changed == [False, False, True]
 
 
 def test_what_gains_nothing_is_not_kept() -> None:
@@ -183,7 +184,7 @@ def test_learning_that_diverges_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(training, "PLAIN_RATE", float("nan"))
     learned = learn_affine(site(48, 64), effort=Effort(steps=2))
     assert "learning failed" in learned.why_not
-    np.testing.assert_allclose(learned.transform.dense(), Hadamard(48, 48).dense(), atol=1e-12)
+    np.testing.assert_allclose(learned.transform.dense(), np.kron(*mixing_pair(48)), atol=1e-12)
 
 
 def test_dead_channels_and_a_dead_linear() -> None:

@@ -122,8 +122,8 @@ def test_costs_per_row() -> None:
     assert Scale(np.full(6, 2.0)).multiply_adds == 6
     assert random_blocks(np.random.default_rng(0), 3, 4).multiply_adds == 12 * 4
     assert Hadamard(48, 12).multiply_adds == 48 * 12
-    assert kronecker_pair(576) == (24, 24)
-    assert Hadamard(1152, 576).multiply_adds == 1152 * 48
+    assert kronecker_pair(576) == (36, 16)
+    assert Hadamard(1152, 576).multiply_adds == 1152 * 52
     assert Transform((Scale(np.ones(4)), Scale(np.full(4, 2.0)))).multiply_adds == 4
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catonnx.math.hadamard import hadamard_matrix, has_hadamard, kronecker_pair, largest_hadamard_order
+from catonnx.math.hadamard import hadamard_matrix, has_hadamard, kronecker_pair, largest_hadamard_order, sylvester_part
 
 KNOWN = [order for order in range(1, 257) if has_hadamard(order)]
 
@@ -34,7 +34,7 @@ def test_only_one_two_and_multiples_of_four_exist() -> None:
 )
 def test_each_construction_is_reached(order: int, construction: str) -> None:
     if construction != "Sylvester":
-        assert kronecker_pair(order)[0] <= 2, "a product of two larger orders would hide the construction"
+        assert min(kronecker_pair(order)) <= 2, "a product of two larger orders would hide the construction"
     matrix = np.sign(hadamard_matrix(order))
     np.testing.assert_array_equal(matrix @ matrix.T, order * np.eye(order))
 
@@ -47,18 +47,23 @@ def test_matrix_is_the_product_of_its_pair(order: int) -> None:
 
 @pytest.mark.parametrize(
     ("order", "pair"),
-    # Widths of SmolLM2-135M, Llama-2-7B, Llama-3-8B and Qwen3-8B, and orders that do not split.
+    # Widths of SmolLM2-135M, Llama-2-7B, Llama-3-8B and Qwen3-8B, squares of others, and orders that do not split.
     [
-        (576, (24, 24)),
-        (1536, (32, 48)),
-        (11008, (32, 344)),
+        (576, (36, 16)),
+        (1536, (48, 32)),
+        (11008, (344, 32)),
         (14336, (112, 128)),
         (12288, (96, 128)),
+        (4096, (64, 64)),
+        (2048, (32, 64)),
+        (4608, (72, 64)),
+        (144, (12, 12)),
+        (400, (20, 20)),
         (2, (1, 2)),
         (12, (1, 12)),
     ],
 )
-def test_pairs_are_as_square_as_possible(order: int, pair: tuple[int, int]) -> None:
+def test_pairs_are_as_square_as_sylvesters_part_allows(order: int, pair: tuple[int, int]) -> None:
     assert kronecker_pair(order) == pair
 
 
@@ -70,9 +75,25 @@ def test_pair_multiplies_to_the_order(order: int) -> None:
         return
     first, second = kronecker_pair(order)
     assert first * second == order
-    assert first <= second
     assert has_hadamard(first)
     assert has_hadamard(second)
+
+
+@pytest.mark.parametrize(
+    ("order", "part"),
+    [(1, 1), (2, 2), (12, 1), (24, 2), (48, 4), (144, 1), (400, 1), (576, 16), (1536, 128), (2048, 2048), (4608, 128)],
+)
+def test_sylvesters_part(order: int, part: int) -> None:
+    assert sylvester_part(order) == part
+
+
+@pytest.mark.parametrize("order", [*(order for order in KNOWN if sylvester_part(order) > 1), 576, 1536, 2304, 4608])
+def test_sylvesters_part_is_the_right_factor(order: int) -> None:
+    part = sylvester_part(order)
+    index = np.arange(part)
+    signs = (-1.0) ** np.bitwise_count(index[:, None] & index)
+    expected = np.kron(hadamard_matrix(order // part), signs / part**0.5)
+    np.testing.assert_allclose(hadamard_matrix(order), expected, rtol=1e-14)
 
 
 @given(st.integers(1, 4000))

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import scipy.linalg
 from onnx import helper, numpy_helper
 
+from catonnx.graph.operators import declare
 from catonnx.ops import register
 
 Arrays = Mapping[str, np.ndarray]
@@ -100,3 +102,19 @@ def sylvester(size: int) -> np.ndarray:
     """Return Sylvester's Hadamard matrix, not normalized."""
     matrix: np.ndarray = scipy.linalg.hadamard(size).astype(np.float64)
     return matrix
+
+
+def with_function(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Return a model that holds the function of its operator."""
+    opened_ = ir.from_proto(model)
+    declare(opened_, name)
+    return ir.to_proto(opened_)
+
+
+def plain(model: onnx.ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
+    """Run a model without the library."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values: list[np.ndarray] = session.run(None, feeds)
+    return values

@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
 import catonnx
-from catonnx.graph.operators import declare
 from catonnx.ops.build import build
 from catonnx.ops.place import SOURCE
 from catonnx.recipe import Recipe
 from catonnx.runtime.kernels import kernels
-from tests.ops.running import node_model, opened, run, tolerance, transformed
+from tests.ops.running import node_model, opened, plain, run, tolerance, transformed, with_function
 from tests.small_models import language_feeds, relative
 from tests.small_models import run as run_model
 
@@ -42,6 +39,9 @@ def test_kernels_are_the_functions_equals(name: str, tiny_llama: Path, tmp_path:
     (kernels_,) = session.run(["logits"], feeds)
     assert relative(functions, kernels_) < 0.02  # a rounding tie that turns over; else 1e-6
     assert np.isfinite(kernels_).all()
+    transforms = [node.op_type for node in onnx.load(out / "model.onnx").graph.node if "Transform" in node.op_type]
+    assert transforms
+    assert all(node.endswith("Quantize") != ("w4a16" in name) for node in transforms)
     ran = [kernel for kernel in kernels(out / "model.onnx") if kernel.why == "the library is in use"]
     rounded = 22 if "lm_head" in RECIPES[name] else 21
     assert len(ran) == (0 if "w4a16" in name else rounded)
@@ -105,19 +105,3 @@ def test_a_library_that_cannot_be_used_loses_nothing(
         "does not compute what it should" if broken == "another scale" else "not checked with the library"
     ) in remark
     assert catonnx.session(tiny_llama).get_providers()  # a model without our operators needs no library
-
-
-def with_function(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """Return a model that holds the function of its operator."""
-    opened_ = ir.from_proto(model)
-    declare(opened_, name)
-    return ir.to_proto(opened_)
-
-
-def plain(model: onnx.ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
-    """Run a model without the library."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    values: list[np.ndarray] = session.run(None, feeds)
-    return values

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 from onnx import helper
 
-from catonnx.math.hadamard import hadamard_matrix
+from catonnx.math.hadamard import hadamard_matrix, kronecker_pair
 from tests.ops.running import node_model, opened, run, sylvester, tolerance, transformed
 
 TYPES = (np.float32, np.float16)
@@ -65,13 +65,16 @@ class Drawn:
         return self.random.uniform(-2, 2, self.data.draw(st.sampled_from((1, channels)))).astype(self.dtype)
 
     def matrix(self, size: int) -> np.ndarray:
-        """Return a square matrix: dense, Sylvester's by some factor, or nearly that."""
-        kind = self.data.draw(st.sampled_from(("dense", "hadamard", "nearly")))
+        """Return a square matrix: dense, Sylvester's by some factor, nearly that, or a product with Sylvester's."""
+        kind = self.data.draw(st.sampled_from(("dense", "hadamard", "nearly", "product")))
         matrix = self.random.standard_normal((size, size)) / size**0.5
-        if kind != "dense" and size & (size - 1) == 0:
+        if kind in ("hadamard", "nearly") and size & (size - 1) == 0:
             matrix = sylvester(size) * self.data.draw(st.sampled_from((1.0, -1.0, 0.3))) / size**0.5
             if kind == "nearly":
                 matrix[tuple(self.random.integers(0, size, 2))] *= -1
+        part = self.data.draw(st.sampled_from([part for part in (2, 4, 8, 16) if size % part == 0] or [1]))
+        if kind == "product":
+            matrix = np.kron(self.random.standard_normal((size // part,) * 2), sylvester(part)) / size**0.5
         typed: np.ndarray = matrix.astype(self.dtype)
         return typed
 
@@ -101,6 +104,17 @@ def test_kronecker(isas: tuple[str, ...], data: st.DataObject, pair: tuple[int, 
     drawn, channels = Drawn(data), pair[0] * pair[1] * runs
     inputs = drawn.x(channels), drawn.scale(channels), *(drawn.matrix(size) for size in pair)
     check(isas, "KroneckerTransform", *inputs, fed=drawn.fed)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("order", [24, 96, 576, 768, 1536, 2304, 8960])
+def test_real_widths(isas: tuple[str, ...], order: int, dtype: DTypeLike) -> None:
+    random = np.random.default_rng(order)
+    x = random.standard_normal((2, order)).astype(dtype)
+    scale = random.uniform(0.5, 2, order).astype(dtype)
+    check(
+        isas, "KroneckerTransform", x, scale, *(hadamard_matrix(part).astype(dtype) for part in kronecker_pair(order))
+    )
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from catonnx.graph.sites import Linear, Selection, find_sites
 from catonnx.math.activations import ActivationGrid
+from catonnx.math.factors import Blocks, Factor, Hadamard, Scale, Transform
 from catonnx.math.rounding import QuantizedWeight, quantize_weight
+from catonnx.passes.insert import Insert, OnlineTransform
 from catonnx.passes.operator_products import OperatorProducts
 from tests.graph.builder import Length, Net, relative_error, run
 
@@ -145,3 +149,38 @@ def test_a_bias_is_added() -> None:
     assert bias.const_value is not None
     exact = GRIDS["8"].round(x_).astype(np.float64) @ weight + 0.5 * bias.const_value.numpy()
     assert relative_error(exact, run(model, {"x": x_})["y"]) < 4e-6
+
+
+@pytest.mark.parametrize(
+    ("factors", "operator"),
+    [
+        ((Scale(np.geomspace(0.5, 2, 96)), Hadamard(96, 32)), "SharedTransform"),
+        ((Hadamard(96, 96),), "KroneckerTransform"),
+        ((Blocks(np.random.default_rng(0).normal(size=(6, 16, 16))),), "BlockTransform"),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False], ids=["all rounded", "one left in float"])
+def test_a_transform_that_nothing_else_reads_quantizes_too(
+    factors: tuple[Factor, ...], operator: str, whole: bool
+) -> None:
+    model = layers(["batch", "tokens", 96], 96).model()
+    (site,) = find_sites(model.graph, Selection(head=True)).sites
+    Insert((OnlineTransform(site, factors),), operators=True)(model)
+    rounded, other = site.linears
+    left = other if whole else dataclasses.replace(other, reason="left in float")
+    chosen = dataclasses.replace(site, linears=(rounded, left))
+    seen: list[np.ndarray] = []
+
+    def rounder(linear: Linear, weight: np.ndarray, dtype: ir.DataType) -> QuantizedWeight:
+        return quantize_weight(weight, 32, scale_dtype=dtype.numpy())
+
+    observe = lambda _linear, _weight, rounded: seen.append(rounded.dequantize())  # noqa: E731
+    OperatorProducts(((chosen, GRIDS["8"]),), rounder, observe)(model)
+    before = [f"{operator}Quantize"] if whole else [operator, "DynamicQuantize"]
+    assert [node.op_type for node in model.graph if node.domain == "catonnx"][: len(before)] == before
+    x = rows(2, 4, 96)
+    results = run(model, {"x": x})
+    exact = GRIDS["8"].round(Transform(factors).apply(x.reshape(-1, 96).astype(np.float64)).astype(np.float32))
+    for index, weight in enumerate(seen):
+        result = results[f"y{index}"].reshape(-1, COLUMNS)
+        assert relative_error(exact.astype(np.float64) @ weight, result) < 5e-3  # a tie that turns over; else 1e-6

@@ -13,6 +13,7 @@ import onnx
 from catonnx import recipe as recipes
 from catonnx.errors import UsageError
 from catonnx.recipe import Recipe
+from catonnx.recipe.checks import GROUP_SIZES
 from models.dressing import dress, halve
 from models.random_extras import MORE_STEPS, ODD_WIDTHS
 from models.random_graphs import random_graph
@@ -141,7 +142,7 @@ def wishes(choose: random.Random) -> dict[str, Any]:
 def _drawn(choose: random.Random) -> dict[str, Any]:
     return {
         "scheme": choose.choice((*get_args(recipes.Scheme), "float", "float")),
-        "group_size": choose.choice((*recipes.GROUP_SIZES, 16, None, None)),
+        "group_size": choose.choice((*GROUP_SIZES, 16, None, None)),
         "transform": choose.choice(get_args(recipes.TransformName)),
         "block_size": choose.choice((1, 2, 3, 4, 7, 8, 32)),
         "hadamard_size": choose.choice((1, 2, 4, 12, 16, 20)),

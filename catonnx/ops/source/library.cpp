@@ -16,7 +16,7 @@ OrtCustomOpDomain* domain() {
   static OrtCustomOpDomain* const made = [] {
     OrtCustomOpDomain* domain = nullptr;
     check(api->CreateCustomOpDomain("catonnx", &domain));
-    for (const auto& ops : {transform_ops(), quantized_ops()}) {
+    for (const auto& ops : {transform_ops(), quantized_ops(), fused_ops()}) {
       for (const OrtCustomOp* op : ops) check(api->CustomOpDomain_Add(domain, op));
     }
     return domain;

@@ -1,14 +1,10 @@
 // SharedTransform, BlockTransform and KroneckerTransform: what their inputs must be, and rows for the thread pool.
-#include "nodes.h"
+#include "nodes_transform.h"
 
-#include <array>
-#include <mutex>
-#include <type_traits>
+#include "nodes.h"
 
 namespace catonnx {
 namespace {
-
-enum class Form { shared, blocks, kronecker };
 
 // The matrices' shapes are checked when they are known, the channels when X is.
 void check_square(const char* op, const char* input, const Shape& shape, size_t rank) {
@@ -18,17 +14,18 @@ void check_square(const char* op, const char* input, const Shape& shape, size_t 
          rank == 3 ? "[blocks, size, size]" : "[size, size]");
 }
 
-void check_channels(const char* op, const Shape& x) {
-  if (x.empty()) refuse(op, ": X is a scalar and must have an axis of channels");
-}
-
 void check_scale(const char* op, const Shape& scale, int64_t channels) {
   if (scale.size() == 1 && (scale[0] == 1 || scale[0] == channels)) return;
   refuse(op, ": the input scale has the shape ", written(scale), " and must be [", channels, "] or [1], as X has ",
          channels, " channels");
 }
 
-// `matrices` are the inputs behind the scale: one, or two for Kronecker. `who` told how many channels there are.
+}  // namespace
+
+void check_channels(const char* op, const Shape& x) {
+  if (x.empty()) refuse(op, ": X is a scalar and must have an axis of channels");
+}
+
 template <class T>
 Transform prepare(Form form, const char* op, const char* who, int64_t channels, const Tensor& scale,
                   const Tensor* const* matrices) {
@@ -57,12 +54,16 @@ Transform prepare(Form form, const char* op, const char* who, int64_t channels, 
   return Transform::blocks(channels, factors.data(), scale.shape[0], first.data(), number, size);
 }
 
-// Roughly the operations of a row, in vectors.
+template Transform prepare<float>(Form, const char*, const char*, int64_t, const Tensor&, const Tensor* const*);
+template Transform prepare<Half>(Form, const char*, const char*, int64_t, const Tensor&, const Tensor* const*);
+
 double cost(const TransformView& view) {
   const double mixed = view.hadamard ? 1.0 : static_cast<double>(view.inner) / 4;
   const double outer = view.first == nullptr ? 0.0 : static_cast<double>(view.outer) / 4;
   return static_cast<double>(view.channels) * (1.0 + mixed + outer);
 }
+
+namespace {
 
 template <class T>
 auto rows_kernel(const TransformKernels& kernels) {
@@ -79,38 +80,17 @@ class TransformKernel {
   static constexpr const char* name = form == Form::shared   ? "SharedTransform"
                                       : form == Form::blocks ? "BlockTransform"
                                                              : "KroneckerTransform";
-  static constexpr size_t matrices = form == Form::kronecker ? 2 : 1;
-  static constexpr std::array<ONNXTensorElementDataType, 2 + matrices> inputs = [] {
-    std::array<ONNXTensorElementDataType, 2 + matrices> types{};
-    for (auto& one : types) one = type<T>;
-    return types;
-  }();
+  static constexpr auto inputs = transform_inputs<T, form>();
   static constexpr ONNXTensorElementDataType outputs[] = {type<T>};
   static constexpr bool in_place = true;
 
   static void infer(const Inference& inference) { inference.like_input(0, inference.type(0), -1); }
 
-  explicit TransformKernel(const Creation& creation) : kernels_(transform_kernels()) {
-    const std::unique_ptr<Tensor> scale = creation.constant(1);
-    std::unique_ptr<Tensor> held[matrices];
-    const Tensor* found[matrices];
-    constant_ = scale != nullptr;
-    for (size_t i = 0; i < matrices; ++i) {
-      held[i] = creation.constant(2 + i);
-      found[i] = held[i].get();
-      constant_ = constant_ && found[i] != nullptr;
-    }
-    // One scale for all does not tell how many channels there are: then the first run prepares.
-    if (constant_ && scale->shape.size() == 1 && scale->shape[0] > 1) {
-      prepared_ = made("scale", scale->shape[0], *scale, found);
-    }
-  }
+  explicit TransformKernel(const Creation& creation) : kernels_(transform_kernels()), transform_(name, creation) {}
 
   void run(const Run& run) {
     const Tensor x = run.input(0);
-    check_channels(name, x.shape);
-    const int64_t channels = x.shape.back();
-    const std::shared_ptr<const Transform> transform = for_channels(run, channels);
+    const std::shared_ptr<const Transform> transform = transform_.of(run, x);
     T* const y = static_cast<T*>(run.output(0, x.shape));
     if (count(x.shape) == 0) return;
     const TransformView view = transform->view();
@@ -120,34 +100,14 @@ class TransformKernel {
     const int64_t step = view.per_run ? 8 * MOST_TILE_ROWS : 1;
     run.parallel(x.rows(), cost(view), step, [&](int64_t first, int64_t last) {
       const std::unique_ptr<float[]> scratch(new float[scratch_floats(view)]);
-      rows(view, from + first * channels, last - first, scratch.get(), y + first * channels);
+      const int64_t at = first * view.channels;
+      rows(view, from + at, last - first, scratch.get(), y + at);
     });
   }
 
  private:
-  using Prepared = std::shared_ptr<const Transform>;
-
-  static Prepared made(const char* who, int64_t channels, const Tensor& scale, const Tensor* const* found) {
-    return std::make_shared<const Transform>(prepare<T>(form, name, who, channels, scale, found));
-  }
-
-  static Prepared made(const Run& run, int64_t channels) {
-    const Tensor scale = run.input(1), first = run.input(2), last = run.input(1 + matrices);
-    const Tensor* const found[] = {&first, &last};
-    return made("X", channels, scale, found);
-  }
-
-  Prepared for_channels(const Run& run, int64_t channels) {
-    if (!constant_) return made(run, channels);
-    const std::unique_lock<std::mutex> lock(preparing_);  // a session may be run by several threads
-    if (prepared_ == nullptr || prepared_->view().channels != channels) prepared_ = made(run, channels);
-    return prepared_;
-  }
-
   const TransformKernels& kernels_;
-  bool constant_;
-  std::mutex preparing_;
-  Prepared prepared_;
+  NodeTransform<T, form> transform_;
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "nodes.h"
+#include "nodes_quantize.h"
 #include "product.h"
 #include "quantize.h"
 
@@ -17,37 +18,26 @@ class DynamicQuantize {
  public:
   static constexpr const char* name = "DynamicQuantize";
   static constexpr ONNXTensorElementDataType inputs[] = {type<T>};
-  static constexpr ONNXTensorElementDataType outputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
-                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+  static constexpr const auto& outputs = quantized_outputs;
   static constexpr bool in_place = false;
 
-  static void infer(const Inference& inference) {
-    inference.like_input(0, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, -1);
-    inference.like_input(1, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 1);
-  }
+  static void infer(const Inference& inference) { infer_quantized_rows(inference); }
 
-  explicit DynamicQuantize(const Creation& creation)
-      : bits_(creation.integer(name, "bits")), clip_(creation.number(name, "clip", 1.0f)) {
-    if (bits_ != 4 && bits_ != 8) refuse(name, ": the attribute bits is ", bits_, " and must be 4 or 8");
-    if (!std::isfinite(clip_) || clip_ <= 0) refuse(name, ": the attribute clip is ", clip_, " and must be positive");
-  }
+  explicit DynamicQuantize(const Creation& creation) : grid_(name, creation) {}
 
   void run(const Run& run) const {
     const Tensor x = run.input(0);
     if (x.shape.empty()) refuse(name, ": X is a scalar and must have an axis of channels");
     const int64_t channels = x.shape.back();
-    Shape one = x.shape;
-    one.back() = 1;
-    int8_t* const codes = static_cast<int8_t*>(run.output(0, x.shape));
-    float* const scales = static_cast<float*>(run.output(1, one));
+    const QuantizedRows y(run, x.shape);
     run.parallel(x.rows(), static_cast<double>(channels), 1, [&](int64_t first, int64_t last) {
-      rows(x.as<T>() + first * channels, last - first, channels, codes + first * channels, scales + first);
+      rows(x.as<T>() + first * channels, last - first, channels, y.codes + first * channels, y.scales + first);
     });
   }
 
  private:
   void rows(const float* x, int64_t rows, int64_t channels, int8_t* codes, float* scales) const {
-    quantize_rows(x, rows, channels, static_cast<int>(bits_), clip_, codes, scales);
+    grid_.rows(x, rows, channels, codes, scales);
   }
 
   void rows(const Half* x, int64_t rows, int64_t channels, int8_t* codes, float* scales) const {
@@ -55,12 +45,11 @@ class DynamicQuantize {
     const std::unique_ptr<float[]> wide(new float[std::max<int64_t>(channels, 1)]);
     for (int64_t row = 0; row < rows; ++row) {
       kernels.widen(x + row * channels, channels, wide.get());
-      quantize_rows(wide.get(), 1, channels, static_cast<int>(bits_), clip_, codes + row * channels, scales + row);
+      grid_.rows(wide.get(), 1, channels, codes + row * channels, scales + row);
     }
   }
 
-  int64_t bits_;
-  float clip_;
+  Grid grid_;
 };
 
 template <class T>
@@ -176,6 +165,27 @@ class QuantizedMatMul {
 };
 
 }  // namespace
+
+Grid::Grid(const char* op, const Creation& creation)
+    : bits(static_cast<int>(creation.integer(op, "bits"))), clip(creation.number(op, "clip", 1.0f)) {
+  if (bits != 4 && bits != 8) refuse(op, ": the attribute bits is ", bits, " and must be 4 or 8");
+  if (!std::isfinite(clip) || clip <= 0) refuse(op, ": the attribute clip is ", clip, " and must be positive");
+}
+
+void Grid::rows(const float* x, int64_t rows, int64_t channels, int8_t* codes, float* scales) const {
+  quantize_rows(x, rows, channels, bits, clip, codes, scales);
+}
+
+QuantizedRows::QuantizedRows(const Run& run, const Shape& x) : codes(static_cast<int8_t*>(run.output(0, x))) {
+  Shape one = x;
+  one.back() = 1;
+  scales = static_cast<float*>(run.output(1, one));
+}
+
+void infer_quantized_rows(const Inference& inference) {
+  inference.like_input(0, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, -1);
+  inference.like_input(1, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 1);
+}
 
 std::vector<const OrtCustomOp*> quantized_ops() {
   static const Op<DynamicQuantize<float>> quantize;

@@ -34,6 +34,27 @@ const TransformKernels& transform_kernels() {
   return portable_transforms;  // vectors of 4 floats: compiled for aarch64, that is NEON
 }
 
+namespace {
+
+// The largest power of two p with matrix = F kron S, where S is Sylvester's of order p and F [size / p, size / p] is any.
+int64_t sylvester_part(const float* matrix, int64_t size) {
+  const auto splits = [&](int64_t part) {
+    for (int64_t i = 0; i < size; ++i) {
+      for (int64_t j = 0; j < size; ++j) {
+        const float factor = matrix[i / part * part * size + j / part * part];
+        const bool negative = __builtin_parityll(static_cast<unsigned long long>(i % part & j % part)) != 0;
+        if (matrix[i * size + j] != (negative ? -factor : factor)) return false;
+      }
+    }
+    return true;
+  };
+  int64_t part = size & -size;
+  while (part > 1 && !splits(part)) part /= 2;
+  return part;
+}
+
+}  // namespace
+
 float sylvester_factor(const float* matrix, int64_t size) {
   if (size <= 0 || (size & (size - 1)) != 0) return 0.0f;
   const float factor = matrix[0];
@@ -74,23 +95,24 @@ Transform Transform::kronecker(int64_t channels, const float* scale, int64_t sca
                                const float* second, int64_t inner) {
   Transform made(channels, scale, scales);
   made.run_ = outer * inner;
-  const float first_factor = sylvester_factor(first, outer), second_factor = sylvester_factor(second, inner);
-  if (second_factor != 0.0f) {
+  int64_t part = 1;
+  const float factor = sylvester_factor(second, inner);
+  if (factor != 0.0f) {  // Sylvester's matrices are Kronecker products of each other
     made.hadamard_ = true;
-    made.multiply_scale(second_factor);
+    made.multiply_scale(factor);
+    part = sylvester_part(first, outer);
   } else {
     made.matrix_ = pack(second, inner, inner);
   }
-  if (made.hadamard_ && first_factor != 0.0f) {  // Sylvester's matrices are Kronecker products of each other
-    made.inner_ = made.run_;
-    made.multiply_scale(first_factor);
+  made.outer_ = outer / part;
+  made.inner_ = inner * part;
+  if (made.hadamard_ && made.outer_ == 1) {
+    made.multiply_scale(first[0]);
     return made;
   }
-  made.outer_ = outer;
-  made.inner_ = inner;
-  made.first_.resize(outer * outer);
-  for (int64_t i = 0; i < outer; ++i) {
-    for (int64_t j = 0; j < outer; ++j) made.first_[j * outer + i] = first[i * outer + j];
+  made.first_.resize(made.outer_ * made.outer_);
+  for (int64_t i = 0; i < made.outer_; ++i) {
+    for (int64_t j = 0; j < made.outer_; ++j) made.first_[j * made.outer_ + i] = first[i * part * outer + j * part];
   }
   return made;
 }

@@ -19,7 +19,7 @@ static inline constexpr int64_t padded(int64_t columns) { return (columns + 15) 
 struct TransformView {
   int64_t channels;     // of a row; a multiple of `run`
   int64_t run;          // channels that are mixed with each other
-  int64_t outer;        // Kronecker: the size of `first`; 1 otherwise
+  int64_t outer;        // Kronecker: the size of `first`, less what joined `matrix`; 1 otherwise
   int64_t inner;        // the size of `matrix`: run = outer * inner
   bool hadamard;        // `matrix` is Sylvester's and runs as a fast Walsh-Hadamard transform
   bool per_run;         // every run of a row has a matrix of its own

@@ -80,6 +80,10 @@ void multiply_runs(const From* x, int64_t stride, int64_t count, const float* sc
   }
 }
 
+// Where a product may be written at once: in the result, if that is floats.
+inline float* in_place(float* y) { return y; }
+inline float* in_place(Half*) { return nullptr; }
+
 // One run x [outer, inner]: y = first^T ((x * scale) matrix).
 template <class T>
 void kronecker_run(const TransformView& view, const T* x, const float* scale, float* scratch, T* y) {
@@ -91,6 +95,9 @@ void kronecker_run(const TransformView& view, const T* x, const float* scale, fl
     }
   } else {
     multiply_runs(x, inner, outer, scale, outer, view.matrix, inner, rest, half, width);
+  }
+  if (float* const whole = in_place(y); whole != nullptr && width == inner) {
+    return multiply(view.first, outer, half, width, outer, outer, inner, whole, inner);
   }
   multiply(view.first, outer, half, width, outer, outer, inner, out, width);
   for (int64_t i = 0; i < outer; ++i) copy(out + i * width, nullptr, inner, y + i * inner);

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
 from catonnx.errors import UsageError
+from catonnx.recipe.checks import check_recipe
 
 Scheme = Literal["w4a16", "w4a8", "w4a4", "float"]
 TransformName = Literal["none", "smoothquant", "scale", "hadamard", "cat", "wush", "spinquant", "flatquant"]
@@ -18,9 +18,7 @@ Rounding = Literal["nearest", "mse", "gptq", "sequential"]
 Scales = Literal["signed", "positive"]
 Activations = Literal["dynamic", "static"]
 ActivationRange = Literal["asymmetric", "symmetric"]
-Preset = Literal["fast", "balanced", "best"]
 
-GROUP_SIZES = (16, 32, 64, 128, 256)
 SELF = "self"
 """Calibration on text that the model itself writes."""
 
@@ -119,177 +117,7 @@ class Recipe:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} is {getattr(self, name)!r}", hint=f"choose one of {', '.join(choices)}")
-        for broken, what, hint in (*self._out_of_range(), *self._contradictions()):
-            if broken:
-                raise UsageError(what, hint=hint)
-
-    def _out_of_range(self) -> Iterator[tuple[bool, str, str]]:
-        for name, whole in (("group_size", "channel"), ("activation_group_size", "token")):
-            value = getattr(self, name)
-            yield (
-                value is not None and value not in GROUP_SIZES,
-                f"{name} is {value}",
-                f"choose one of {GROUP_SIZES} or {whole}",
-            )
-        yield (
-            self.block_size is not None and self.block_size < 1,
-            f"block_size is {self.block_size}",
-            "1 is a scaling, larger widths mix channels",
-        )
-        yield (
-            self.hadamard_size is not None and self.hadamard_size < 1,
-            f"hadamard_size is {self.hadamard_size}",
-            "1 leaves it out",
-        )
-        yield (
-            self.samples < 1 or self.seq_len < 2,
-            f"{self.samples} samples of {self.seq_len} tokens calibrate nothing",
-            "take 1 x 2 at least",
-        )
-        yield (
-            self.accuracy_level not in range(5),
-            f"accuracy_level is {self.accuracy_level}",
-            "ONNX Runtime knows 0 to 4",
-        )
-        yield (
-            self.clip is not None and not 0.05 <= self.clip <= 1,
-            f"clip is {self.clip}",
-            "it is the part of a range that is kept: from 0.05 to 1; leave it out to have it searched",
-        )
-        yield (
-            self.max_overhead is not None and not 0 <= self.max_overhead <= 10,
-            f"max_overhead is {self.max_overhead}",
-            "0.05 allows 5 % more multiply-adds, 10 ten times as many",
-        )
-        yield (
-            not 0 <= self.damping <= 1,
-            f"damping is {self.damping}",
-            "choose 0 to 1: 0.3 is usual, more trusts the text less",
-        )
-        yield (
-            self.tied_embeddings not in (None, 4, 8),
-            f"tied_embeddings is {self.tied_embeddings}",
-            "choose 4 or 8 bits",
-        )
-        yield self.keep_8bit < 0, f"keep_8bit is {self.keep_8bit}", "it is a number of sites"
-        yield (
-            self.target_bits is not None and not 4 <= self.target_bits <= 8,
-            f"target_bits is {self.target_bits}",
-            "choose a mean from 4 to 8 bits",
-        )
-
-    def _contradictions(self) -> Iterator[tuple[bool, str, str]]:
-        integer, nbits = self.form == "integer", self.form == "nbits"
-        yield from self._contradictions_of_op()
-        yield (
-            bool(self.accuracy_level) and not (nbits or (self.form == "op" and self.scheme == "w4a16")),
-            "accuracy_level belongs to form nbits, and to form op with scheme w4a16",
-            "for form qdq set the session option session.qdq_matmulnbits_accuracy_level at run time",
-        )
-        yield (
-            integer and self.scheme == "w4a16",
-            "form integer multiplies integers, and scheme w4a16 leaves activations in float",
-            "choose scheme w4a8 or w4a4, or form qdq",
-        )
-        yield (
-            integer and self.group_size is not None,
-            f"form integer cannot scale groups of {self.group_size} rows within one integer product",
-            "choose group_size channel, or form qdq",
-        )
-        yield (
-            integer and self.activation_group_size is not None,
-            f"form integer cannot scale groups of {self.activation_group_size} channels within one integer product",
-            "leave activation_group_size out, or choose form qdq",
-        )
-        yield (
-            nbits and self.scheme == "w4a4",
-            "MatMulNBits cannot round activations to 4 bits",
-            "choose form qdq or integer",
-        )
-        yield (
-            nbits and self.scheme == "w4a8" and self.provider != "cpu",
-            "MatMulNBits rounds activations to 8 bits on the CPU only",
-            "choose form qdq or integer for CUDA",
-        )
-        yield (
-            nbits and self.scheme == "w4a8" and self.accuracy_level not in (0, 4),
-            f"accuracy_level {self.accuracy_level} does not round activations to 8 bits",
-            "leave it out, or choose scheme w4a16",
-        )
-        ranged = {
-            "activations static": self.activations == "static",
-            "clip": self.clip is not None,
-            "activation_group_size": self.activation_group_size is not None,
-            "activation_range symmetric": self.activation_range == "symmetric",
-        }
-        why = "MatMulNBits rounds its own way" if self.rounds_activations else f"scheme {self.scheme} rounds none"
-        for name, given in ranged.items():
-            yield (
-                given and self.activation_bits is None,
-                f"{name} says how activations are rounded, and {why}",
-                "leave it out, or choose scheme w4a8 or w4a4 in form qdq or integer",
-            )
-        yield (
-            not self.rounds and (self.form != "qdq" or bool(self.keep_8bit or self.w8 or self.target_bits)),
-            "scheme float rounds nothing, so it has no form and keeps no bits",
-            "choose scheme w4a16, w4a8 or w4a4",
-        )
-        yield (
-            self.tied_embeddings is not None and self.rotate,
-            "rotate gives embedding and output head tables of their own, and tied_embeddings lets them share one",
-            "leave one of the two out",
-        )
-        yield (
-            self.tied_embeddings is not None and not self.rounds,
-            "scheme float rounds nothing, and tied_embeddings says how a table is rounded",
-            "choose scheme w4a16, w4a8 or w4a4",
-        )
-        yield (
-            self.correct_bias and not self.rounds,
-            "scheme float rounds nothing, so there is no error for correct_bias",
-            "choose scheme w4a16, w4a8 or w4a4",
-        )
-        yield (
-            self.correct_bias and self.rounding == "sequential",
-            "rounding sequential makes up for errors where the next linears read them, and knows of no correct_bias",
-            "choose one of the two",
-        )
-        yield (
-            self.max_overhead is not None and self.transform in ("spinquant", "flatquant"),
-            f"what {self.transform} learns runs online as it is",
-            "leave max_overhead out, or choose transform cat",
-        )
-        yield (
-            self.activations == "static" and self.activation_group_size is not None,
-            "a static range is one for all channels",
-            "leave activation_group_size out, or choose dynamic activations",
-        )
-        yield (
-            self.target_bits is not None and bool(self.keep_8bit),
-            "keep_8bit and target_bits both say how many sites keep 8 bits",
-            "give one of them",
-        )
-
-    def _contradictions_of_op(self) -> Iterator[tuple[bool, str, str]]:
-        if self.form != "op":
-            return
-        yield (
-            self.provider != "cpu",
-            "the operators of form op have kernels for the CPU only",
-            "choose form nbits, qdq or integer for CUDA",
-        )
-        ranged = self.activation_range != "symmetric" or self.activations != "dynamic"
-        yield (
-            self.rounds_activations and (ranged or self.activation_group_size is not None),
-            "form op rounds activations with one symmetric range per token",
-            "choose activation_range symmetric, dynamic activations and no groups of them, or form qdq",
-        )
-        kept = bool(self.keep_8bit or self.w8 or self.target_bits) or self.tied_embeddings == 8
-        yield (
-            self.rounds_activations and kept and self.group_size is not None,
-            "form op multiplies rounded activations by 4-bit weights, and by 8-bit ones only with a scale per channel",
-            "choose group_size channel, or form qdq",
-        )
+        check_recipe(self)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -371,10 +199,3 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "form": get_args(Form),
     "provider": get_args(Provider),
 }
-
-PRESETS: Mapping[Preset, Mapping[str, Any]] = {
-    "fast": {"samples": 8},
-    "balanced": {},
-    "best": {"rounding": "gptq", "correct_bias": True},
-}
-"""What each effort sets; whatever else is said goes before it."""

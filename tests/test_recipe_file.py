@@ -1,0 +1,153 @@
+"""Recipes in TOML: what they say reaches the recipe, and what they cannot say is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catonnx.errors import UsageError
+from catonnx.recipe import Recipe
+from catonnx.recipe.file import read_recipe
+from catonnx.recipe.presets import PRESETS, TARGETS, settled
+from catonnx.wishes import wishes_of
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def recipe(folder: Path, text: str, **typed: Any) -> Recipe:
+    """Return the recipe of a file and of what was typed beside it."""
+    return Recipe(**settled(wishes_of({"recipe_file": written(folder, text), **typed})))
+
+
+def test_every_field_can_be_said(tmp_path: Path) -> None:
+    said: dict[str, Any] = {
+        "scheme": "w4a8",
+        "group_size": 64,
+        "transform": "wush",
+        "block_size": 8,
+        "hadamard_size": 16,
+        "permute": True,
+        "rotate": True,
+        "refine": True,
+        "online": "none",
+        "max_overhead": 0.5,
+        "caches": "exact",
+        "rounding": "gptq",
+        "damping": 0.1,
+        "correct_bias": True,
+        "scales": "positive",
+        "activations": "static",
+        "activation_range": "symmetric",
+        "activation_group_size": None,
+        "clip": 0.9,
+        "w8": ("*a*",),
+        "keep_8bit": 2,
+        "target_bits": None,
+        "calibration": ("self", str(tmp_path / "a.txt")),
+        "samples": 3,
+        "seq_len": 17,
+        "form": "qdq",
+        "accuracy_level": 0,
+        "include": ("x", "y"),
+        "exclude": ("z",),
+        "lm_head": True,
+        "tied_embeddings": None,
+        "provider": "cuda",
+        "seed": 5,
+    }
+    assert said.keys() == {field.name for field in dataclasses.fields(Recipe)}
+
+    def spelled(name: str, value: object) -> str:
+        if name == "calibration":
+            return '["self", "a.txt"]'
+        if isinstance(value, tuple):
+            return str(list(value)).replace("'", '"')
+        return str(value).lower() if isinstance(value, bool | int | float) else f'"{value}"'
+
+    lines = [f"{name} = {spelled(name, value)}" for name, value in said.items() if value is not None]
+    lines.append('activation-group-size = "token"')
+    assert recipe(tmp_path, "\n".join(lines)) == Recipe(**said)
+    assert recipe(tmp_path, "target_bits = 5\ntied_embeddings = 8") == Recipe(target_bits=5.0, tied_embeddings=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ('group-size = "channel"', {"group_size": None}),
+        ('max_overhead = "5%"', {"max_overhead": 0.05}),
+        ("damping = 1", {"damping": 1.0}),
+        ('calibration = "self"', {"calibration": "self"}),
+        ('target = "cpu"\nlm_head = true', {**TARGETS["cpu"], "lm_head": True}),
+        ('target = "cuda"', dict(TARGETS["cuda"])),
+        ('preset = "best"', dict(PRESETS["best"])),
+        ('preset = "best"\nrounding = "sequential"', {"rounding": "sequential"}),
+        ('form = "integer"\nscheme = "w4a8"', {"form": "integer", "scheme": "w4a8", "group_size": None}),
+    ],
+)
+def test_what_a_file_means(text: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    assert recipe(tmp_path, text) == Recipe(**expected)
+
+
+def test_what_is_typed_goes_before_the_file_and_both_before_target_and_preset(tmp_path: Path) -> None:
+    text = 'preset = "best"\ntarget = "cpu"\nscheme = "w4a16"\nrounding = "nearest"'
+    assert recipe(tmp_path, text, rounding="mse", target="portable") == Recipe(correct_bias=True)
+
+
+def test_a_calibration_file_lies_beside_the_recipe(tmp_path: Path) -> None:
+    said = read_recipe(written(tmp_path, 'calibration = "texts/mine.txt"'))
+    assert said == {"calibration": str(tmp_path / "texts" / "mine.txt")}
+    absolute = tmp_path / "x.txt"
+    assert read_recipe(written(tmp_path, f'calibration = "{absolute}"')) == {"calibration": str(absolute)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('scheme = "w4a8', "this recipe is no TOML"),
+        ("\xff", "this recipe is no TOML"),
+        ("sheme = 'w4a8'", "a recipe has no 'sheme'.*did you mean scheme?"),
+        ("qqqqqq = 1", "a recipe has no 'qqqqqq'.*a recipe has: preset, target, scheme"),
+        ("samples = '8'", "samples is '8'.*it must be a whole number"),
+        ("samples = true", "samples is True.*it must be a whole number"),
+        ("lm_head = 1", "lm_head is 1.*it must be true or false"),
+        ("w8 = '*'", "w8 is .*it must be a list of texts"),
+        ("w8 = [1]", "w8 is .*it must be a list of texts"),
+        ("damping = 'much'", "damping is 'much'.*it must be a number"),
+        ("calibration = 3", "it must be a list of texts or a text"),
+        ("max_overhead = 'much'", "max_overhead is 'much'"),
+        ("group_size = 'token'", "group_size is 'token'.*it must be a whole number"),
+        ("preset = 'slow'", "preset is 'slow'.*choose one of fast, balanced, best"),
+        ("target = ['cpu']", "target is .*choose one of portable, cpu, cuda"),
+        ("[scheme]\nx = 1", "scheme is {'x': 1}.*it must be a text"),
+        ("seq_len = 3\nseq-len = 3", "the recipe says seq_len twice"),
+        ("scheme = 'w2'", "scheme is 'w2'"),
+    ],
+)
+def test_what_no_recipe_says(text: str, message: str, tmp_path: Path) -> None:
+    path = written(tmp_path, text)
+    if text == "\xff":
+        path.write_bytes(b"\xff\xff")
+    with pytest.raises(UsageError, match=message):
+        Recipe(**settled(wishes_of({"recipe_file": path})))
+
+
+def test_there_is_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no recipe can be read"):
+        read_recipe(tmp_path / "none.toml")
+    with pytest.raises(UsageError, match="no recipe can be read"):
+        read_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names", [{"target": target} for target in TARGETS] + [{"preset": preset} for preset in PRESETS]
+)
+def test_every_name_is_a_recipe(names: dict[str, str]) -> None:
+    assert Recipe(**settled(names))
