@@ -24,7 +24,9 @@ from catonnx.options import (
     DampingOption,
     EightOption,
     ExcludeOption,
+    FileNameOption,
     FormOption,
+    GenaiOption,
     GroupSizeOption,
     HadamardSizeOption,
     IncludeOption,
@@ -55,6 +57,7 @@ from catonnx.options import (
     VerboseOption,
 )
 from catonnx.recipe import Recipe
+from catonnx.recipe.presets import for_genai
 from catonnx.terminal import INTERRUPTED, Terminal, forgive_encodings, guarded
 from catonnx.wishes import check_idle, wishes_of, with_plan
 
@@ -232,6 +235,8 @@ def optimize_command(
     allow_unchanged: Annotated[
         bool, typer.Option("--allow-unchanged", help="Copy a model that holds nothing to optimize.")
     ] = False,
+    genai: GenaiOption = False,
+    file_name: FileNameOption = None,
     plan: PlanOption = None,
     save_plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan to an .npz file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
@@ -242,7 +247,8 @@ def optimize_command(
         wishes = wishes_of(locals())
         _check_places(json_file, report_html, save_plan, source=model)
         terminal = Terminal(quiet=quiet)
-        recipe, saved = with_plan(wishes, plan, model, terminal)
+        chosen = model / file_name if file_name else model
+        recipe, saved = with_plan(wishes, plan, chosen, terminal)
 
         from catonnx.pipeline import optimize
         from catonnx.planfile import save_plan as write_plan
@@ -253,9 +259,11 @@ def optimize_command(
                 model,
                 out,
                 recipe,
+                file_name=file_name,
                 plan=saved,
                 force=force,
                 allow_unchanged=allow_unchanged,
+                genai=genai or for_genai(wishes),
                 progress=progress,
                 announce=lambda rows: None if quiet or json_file == STDOUT else terminal.show(*allotted(rows)),
             )

@@ -116,6 +116,7 @@ class Report:
         calibration_rows: Rows that the moments were summed over.
         versions: Versions of everything that had a hand in it.
         plan: The plan that was applied; not part of the JSON.
+        genai: What was done for onnxruntime-genai, and what is missing for it.
     """
 
     source: str
@@ -139,6 +140,7 @@ class Report:
     calibration_rows: int
     versions: dict[str, str]
     plan: Plan = dataclasses.field(repr=False)
+    genai: tuple[str, ...] = ()
 
     def kinds(self) -> tuple[KindRow, ...]:
         """Return the sites summed up by kind."""

@@ -30,7 +30,7 @@ _TWIN = "on float32 twins: what bfloat16 models compute, not how far their kerne
 def optimized(report: Report) -> list[RenderableType]:
     """Return what `optimize` shows: a table by kind of layer, one of the deployed model's figures, and facts."""
     if report.unchanged:
-        return [fact_grid([("unchanged", report.unchanged), ("", f"copied to {report.out}")])]
+        return [fact_grid([("unchanged", report.unchanged), ("", f"copied to {report.out}"), *_genai(report)])]
     shown: list[RenderableType] = [_kinds(report)]
     if report.verification.get("deployed"):
         shown.append(_deployed(report.verification["deployed"]))
@@ -173,6 +173,7 @@ def _report_facts(report: Report) -> list[tuple[str, str]]:
         facts.append(("caches", f"{names} ({count}) are in a basis of their own; --caches exact keeps the source's"))
     if report.not_copied:
         facts.append(("not copied", f"{', '.join(report.not_copied)}: links out of the model's folder"))
+    facts += _genai(report)
     times = ", ".join(f"{step} {seconds:.1f}" for step, seconds in report.steps)
     total = sum(seconds for _, seconds in report.steps)
     fitted = report.recipe["rounding"] in ("gptq", "sequential")
@@ -189,6 +190,10 @@ def _report_facts(report: Report) -> list[tuple[str, str]]:
         ("try it", shlex.join(["catonnx", "evaluate", report.out, "--against", report.source, "--text", "FILE.txt"])),
     ]
     return facts
+
+
+def _genai(report: Report) -> list[tuple[str, str]]:
+    return [("" if index else "genai", text) for index, text in enumerate(report.genai)]
 
 
 def _product(report: Report) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 Preset = Literal["fast", "balanced", "best"]
-Target = Literal["portable", "cpu", "cuda"]
+Target = Literal["portable", "cpu", "cuda", "genai-cpu", "genai-cuda"]
 
 PRESETS: Mapping[Preset, Mapping[str, Any]] = {
     "fast": {"samples": 8},
@@ -15,16 +15,25 @@ PRESETS: Mapping[Preset, Mapping[str, Any]] = {
 }
 """What each effort sets."""
 
+_CPU: Mapping[str, Any] = {"form": "nbits", "scheme": "w4a8", "provider": "cpu"}
+_CUDA: Mapping[str, Any] = {"form": "nbits", "scheme": "w4a16", "group_size": 32, "provider": "cuda"}
 TARGETS: Mapping[Target, Mapping[str, Any]] = {
     "portable": {"form": "qdq"},
-    "cpu": {"form": "nbits", "scheme": "w4a8", "provider": "cpu"},
-    "cuda": {"form": "nbits", "scheme": "w4a16", "group_size": 32, "provider": "cuda"},
+    "cpu": _CPU,
+    "cuda": _CUDA,
+    "genai-cpu": _CPU,
+    "genai-cuda": _CUDA,
 }
 """What each place to run sets: standard ONNX for any; MatMulNBits with activations in int8, which only CPUs have; the
 weights that CUDA's kernels take, of symmetric groups of 32 without zero points."""
 
 NAMES: Mapping[str, tuple[str, ...]] = {"preset": get_args(Preset), "target": get_args(Target)}
 """What is no field of a recipe, and stands for several of them -> its values."""
+
+
+def for_genai(wishes: Mapping[str, Any]) -> bool:
+    """Whether a target asks for a folder that onnxruntime-genai opens."""
+    return str(wishes.get("target", "")).startswith("genai-")
 
 
 def settled(wishes: Mapping[str, Any]) -> dict[str, Any]:
