@@ -20,7 +20,7 @@ from catonnx.cli import app
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("catonnx/*.md"), *ROOT.glob("passes/*.md")])
 SHORT = ("--samples", "2", "--seq-len", "16")
-ELSEWHERE = ("make ", "pip ", "python -m ", "tools/")
+ELSEWHERE = ("make ", "pip ", "python -m ", "tools/", "optimum-cli ")
 """What other tests see to: targets of the Makefile, set-up, commands of tools."""
 
 Block = tuple[str, str]

@@ -17,7 +17,8 @@ import models
 from catonnx.errors import UsageError
 from catonnx.genai.config import session_options
 from catonnx.genai.decoder import decoder_of
-from catonnx.genai.folder import _add_library
+from catonnx.genai.folder import _add_library, prepare
+from catonnx.graph.load import find
 from catonnx.graph.load import read as read_model
 from catonnx.ops.place import NAME, VARIABLE
 from models.tokens import BOS
@@ -277,6 +278,16 @@ def test_a_tokenizer_without_settings_gets_some(tiny_llama: Path, tmp_path: Path
     }
     genai = tokenizer_of(tmp_path / "out")
     assert genai.encode(TEXT).tolist() == Tokenizer.from_file(str(tiny_llama / "tokenizer.json")).encode(TEXT).ids
+
+
+def test_the_provider_goes_into_the_config(tiny_llama: Path, tmp_path: Path) -> None:
+    stage = copied(tiny_llama, tmp_path / "stage")
+    prepare(stage, find(tiny_llama), catonnx.Recipe(provider="cuda"), wanted=True)
+    options = read(stage / "genai_config.json")["model"]["decoder"]["session_options"]
+    assert options == {"log_id": "onnxruntime-genai", "provider_options": [{"cuda": {}}]}
+    # A second time nothing is added.
+    prepare(stage, find(tiny_llama), catonnx.Recipe(provider="cuda"), wanted=True)
+    assert read(stage / "genai_config.json")["model"]["decoder"]["session_options"] == options
 
 
 def test_inputs_that_genai_does_not_feed_are_named(tiny_llama: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ PreTrainedTokenizerFast(
 
 def environment(folder: Path) -> dict[str, str]:
     """Return variables with which a process finds this tree, and our plug-in where it is not installed anyway."""
-    paths = [str(ROOT)]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     if importlib.util.find_spec("optimum.commands.register.register_catonnx") is None:
         place = folder / "plugin" / "optimum" / "commands" / "register"
         place.mkdir(parents=True, exist_ok=True)
