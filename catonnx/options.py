@@ -168,6 +168,13 @@ TiedEmbeddingsOption = Annotated[
         show_default="in float",
     ),
 ]
+FileNameOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The .onnx file, where MODEL is a folder with several of them.")
+]
+GenaiOption = Annotated[
+    bool,
+    typer.Option("--genai", help="Let onnxruntime-genai open OUT; MODEL is a folder then."),
+]
 SamplesOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Sequences of text.", show_default=str(_DEFAULT.samples))
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -18,6 +19,7 @@ from catonnx.allocation import Allotment, decide
 from catonnx.analysis import MARK, Opened, analyse, check_something_to_do, check_types, check_weights, selected_weights
 from catonnx.calibrating import calibration_feeds, measure_sites
 from catonnx.errors import NothingToOptimizeError, OutputError, UsageError
+from catonnx.genai.folder import check_folder, prepare
 from catonnx.graph import load
 from catonnx.graph.absorb_walk import continued_input
 from catonnx.graph.outputs import with_outputs
@@ -57,9 +59,11 @@ def optimize(
     out: str | os.PathLike[str],
     recipe: Recipe | None = None,
     *,
+    file_name: str | None = None,
     plan: Plan | None = None,
     force: bool = False,
     allow_unchanged: bool = False,
+    genai: bool = False,
     progress: Progress = silent,
     announce: Callable[[Sequence[Allotment]], None] = lambda _: None,
 ) -> Report:
@@ -69,9 +73,11 @@ def optimize(
         model: An .onnx file, or a folder with `model.onnx`, its config and tokenizer.
         out: A new folder; it appears when everything is verified, or not at all.
         recipe: What to do; the default rounds weights to int4 in groups of 32 after CAT.
+        file_name: Of the model in a folder that holds several; the others stay behind.
         plan: A plan made before for this model and recipe; nothing is fitted then.
         force: Replace `out` if it exists.
         allow_unchanged: Copy a model that holds nothing to optimize, instead of refusing it.
+        genai: Make `out` a folder that onnxruntime-genai opens; what is missing for that stands in the report.
         progress: Told of long steps.
         announce: Told which sites keep 8 bits before anything is changed.
 
@@ -82,8 +88,10 @@ def optimize(
         CatonnxError: one of its subclasses, see `catonnx.errors`; `out` is untouched then.
     """
     recipe, out, clock = recipe or Recipe(), Path(out), Clock()
-    source = load.find(Path(model))
+    source = load.find(Path(model), file_name)
     _check_places(source, out)
+    if genai:
+        check_folder(source)
     key = functools.partial(_key, source, recipe, plan)
     # BLAS threads beside ONNX Runtime's own fight for the cores: small products became up to 100 times slower.
     # Numbers that grow beyond what a type holds are met where they matter, as NaN or Inf of an activation or output.
@@ -106,6 +114,7 @@ def optimize(
                 if not allow_unchanged:
                     raise
                 report = hand_on(source, out, stage, recipe, opened.left_alone(), error, clock)
+                report = dataclasses.replace(report, genai=prepare(stage, source, recipe, wanted=genai))
                 _write_report(report, stage)
                 return report
             check_types(opened)
@@ -186,8 +195,9 @@ def optimize(
                 )
 
         with clock("save"):
-            skip = {source.path.name, *locations, RESULT_MARK}
+            skip = {*source.own_files, RESULT_MARK}
             not_copied = () if source.folder is None else copy_companions(source.path, stage, skip)
+            for_genai = prepare(stage, source, recipe, wanted=genai)
         report = Report(
             source=str(model),
             out=str(out),
@@ -199,6 +209,7 @@ def optimize(
             turned=opened.turned,
             changed_caches=changed_caches,
             not_copied=not_copied,
+            genai=for_genai,
             verification=verification,
             steps=tuple(clock.seconds.items()),
             size_before=bytes_of(source.path.parent, [source.path.name, *locations]),

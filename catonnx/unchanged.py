@@ -44,7 +44,7 @@ def hand_on(
             write_model(load.read(source.path), stage / "model.onnx")
         else:
             _copy(names, stage)
-        skip = {source.path.name, *source.locations, RESULT_MARK}
+        skip = {*source.own_files, RESULT_MARK}
         not_copied = () if source.folder is None else copy_companions(source.path, stage, skip)
     size = bytes_of(source.path.parent, [source.path.name, *source.locations])
     return Report(

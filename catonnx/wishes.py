@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from catonnx.errors import UsageError
 from catonnx.recipe import Recipe
-from catonnx.recipe.file import NAMES, read_recipe, share
-from catonnx.recipe.presets import PRESETS, TARGETS
+from catonnx.recipe.file import read_recipe, share
+from catonnx.recipe.presets import NAMES, settled
 from catonnx.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -59,21 +59,6 @@ def check_idle(wishes: Mapping[str, Any], option: str) -> None:
     if idle:
         told = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
         raise UsageError(f"{option} looks at the model as it is, without {told}", hint="leave one of them out")
-
-
-def settled(wishes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that wishes mean: what a preset and a target stand for, and what follows from others."""
-    whole: dict[str, Any] = dict(PRESETS[wishes["preset"]]) if "preset" in wishes else {}
-    whole |= TARGETS[wishes["target"]] if "target" in wishes else {}
-    own = {name: value for name, value in wishes.items() if name not in NAMES}
-    whole |= own
-    if "correct_bias" not in own and (whole.get("rounding") == "sequential" or whole.get("scheme") == "float"):
-        whole.pop("correct_bias", None)  # a preset's, and there would be nothing to do for it
-    if whole.get("form") == "integer":
-        whole.setdefault("group_size", None)
-    if whole.get("form") == "op" and whole.get("scheme") in ("w4a8", "w4a4"):
-        whole.setdefault("activation_range", "symmetric")
-    return whole
 
 
 def with_plan(

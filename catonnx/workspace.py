@@ -95,11 +95,11 @@ def working(out: Path, *, force: bool, key: Callable[[], str]) -> Iterator[Works
         new = False
         try:
             new = not folder.exists() and not folder.is_symlink()
-            _check_free(out, force)
+            check_free(out, force)
             wanted = key()
             out.parent.mkdir(parents=True, exist_ok=True)
             _claim(folder, wanted, held, out)
-            _check_free(out, force)
+            check_free(out, force)
             space = Workspace(folder)
         except OSError as error:
             raise OutputError(f"nothing can be written there: {error.strerror}", where=out.parent) from error
@@ -214,7 +214,12 @@ def _parents(out: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _check_free(out: Path, force: bool) -> None:
+def check_free(out: Path, force: bool) -> None:
+    """Refuse an output that stands and may not be replaced.
+
+    Raises:
+        OutputError: saying why.
+    """
     stands = out.exists() or out.is_symlink()
     if stands and not force:
         raise OutputError("the output exists", where=out, hint="choose another place or pass --force")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,8 @@ def wheels(project: Path, unpacked: Path, tmp_path_factory: pytest.TempPathFacto
 def modules(project: Path) -> set[str]:
     """Return the places in a wheel of all modules of `project`."""
     own = {str(file.relative_to(project)) for file in (project / "catonnx").rglob("*.py")}
+    plugin = "catonnx/hub/register/register_catonnx.py"
+    own = own - {plugin} | {"optimum/commands/register/register_catonnx.py"}
     return own | {f"catonnx/{file.relative_to(project)}" for file in (project / "passes").rglob("*.py")}
 
 
@@ -118,6 +121,9 @@ def test_what_is_installed_runs(origin: str, wheels: dict[str, Path], tmp_path: 
     assert catonnx.__version__ in run(environment / "bin" / "catonnx", "--version", folder=elsewhere)
     where = run(python, "-c", "import catonnx.passes.absorb as a; print(a.__name__, a.__file__)", folder=elsewhere)
     assert where.split() == ["catonnx.passes.absorb", str(site / "catonnx" / "passes" / "absorb.py")]
+    if importlib.util.find_spec("optimum.commands") is not None:
+        shown = run(python, "-m", "optimum.commands.optimum_cli", "--help", folder=elsewhere)
+        assert "catonnx" in shown
 
 
 def test_passes_refuse_their_own_name() -> None:

@@ -11,8 +11,8 @@ import pytest
 from catonnx.errors import UsageError
 from catonnx.recipe import Recipe
 from catonnx.recipe.file import read_recipe
-from catonnx.recipe.presets import PRESETS, TARGETS
-from catonnx.wishes import settled, wishes_of
+from catonnx.recipe.presets import PRESETS, TARGETS, settled
+from catonnx.wishes import wishes_of
 
 
 def written(folder: Path, text: str) -> Path:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import gc
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,10 +41,12 @@ class Source:
     Attributes:
         path: The `.onnx` file.
         folder: The folder given by the user, or None when a file was given: what else lies in it goes along.
+        chosen: Whether the file was named beside the folder: other models in it stay there.
     """
 
     path: Path
     folder: Path | None
+    chosen: bool = False
 
     @functools.cached_property
     def locations(self) -> tuple[str, ...]:
@@ -51,6 +54,12 @@ class Source:
         locations = tuple(sorted(external_locations(read(self.path))))
         gc.collect()  # a graph is made of cycles, and this one may hold the whole model
         return locations
+
+    @functools.cached_property
+    def own_files(self) -> frozenset[str]:
+        """What of the folder does not go along with a result: the model, its data, and models that were not chosen."""
+        others = self.path.parent.glob("*.onnx*") if self.chosen else ()
+        return frozenset((self.path.name, *self.locations, *(path.name for path in others)))
 
     @functools.cached_property
     def digest(self) -> str:
@@ -65,18 +74,25 @@ class Source:
         return digest.hexdigest()
 
 
-def find(location: Path) -> Source:
+def find(location: Path, file_name: str | None = None) -> Source:
     """Resolve a model file or a folder that holds one.
 
     Args:
-        location: An `.onnx` file, or a folder with `model.onnx` or exactly one `.onnx` file.
+        location: An `.onnx` file, or a folder with `model.onnx`, exactly one `.onnx` file, or a `genai_config.json`
+            that says which one decodes.
+        file_name: Of the model in a folder, where it holds several.
 
     Raises:
         ModelError: if there is no such file, or a folder holds several and none is `model.onnx`.
     """
     try:
         folder = location if location.is_dir() else None
-        path = _model_in(location) if folder else location
+        if file_name is None:
+            path = _model_in(location) if folder else location
+        elif Path(file_name).name == file_name:
+            path = location / file_name
+        else:
+            raise ModelError("this is a path, not the name of a file", where=file_name, hint="name its folder instead")
         if path.exists() and not path.is_file():
             raise ModelError(
                 "the model cannot be read: it is no file",
@@ -88,7 +104,7 @@ def find(location: Path) -> Source:
                 "there is no such model", where=path, hint="give an .onnx file or a folder that holds model.onnx"
             )
         with path.open("rb"):
-            return Source(path, folder)
+            return Source(path, folder, chosen=file_name is not None)
     except OSError as error:
         raise ModelError(f"the model cannot be read: {error.strerror}", where=error.filename or location) from error
 
@@ -212,12 +228,25 @@ def _model_in(folder: Path) -> Path:
     if preferred.exists():
         return preferred
     found = sorted(folder.glob("*.onnx"))
+    if len(found) > 1:
+        found = [path for path in found if path.name == _decoder_of_genai(folder)] or found
     if len(found) == 1:
         return found[0]
     listing = ", ".join(path.name for path in found) or "none"
     raise ModelError(
-        f"the folder holds no model.onnx (.onnx files: {listing})", where=folder, hint="name the file itself"
+        f"the folder holds no model.onnx (.onnx files: {listing})",
+        where=folder,
+        hint="optimize one of them with --file-name, or name the file itself" if found else "name that of an export",
     )
+
+
+def _decoder_of_genai(folder: Path) -> object:
+    """Return the file name that `genai_config.json` gives the model that decodes; None if there is no such file."""
+    try:
+        content = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+        return content["model"]["decoder"]["filename"]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return None
 
 
 def _inline_bytes(model: ir.Model) -> int:

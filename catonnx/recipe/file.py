@@ -19,10 +19,7 @@ from typing import Any, get_args, get_type_hints
 
 from catonnx.errors import UsageError
 from catonnx.recipe import SELF, Recipe
-from catonnx.recipe.presets import Preset, Target
-
-NAMES: dict[str, tuple[str, ...]] = {"preset": get_args(Preset), "target": get_args(Target)}
-"""What is no field of a recipe, and stands for several of them -> its values."""
+from catonnx.recipe.presets import NAMES
 
 _WORDS = {"group_size": "channel", "activation_group_size": "token"}
 """Fields in which a word stands for None."""
