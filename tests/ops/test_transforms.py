@@ -253,6 +253,7 @@ def test_the_instruction_sets_are_those_of_the_processor(isas: tuple[str, ...]) 
     assert ("avx2" in isas) == ({"avx2", "fma", "f16c"} <= set(flags))
     assert ("avx512" in isas) == ({"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= set(flags))
     assert ("avx512vnni" in isas) == ("avx512" in isas and "avx512_vnni" in flags)
+    assert not flags or ("neondot" in isas) == ("asimddp" in flags)
     assert "amx" not in isas or {"amx_tile", "amx_int8"} <= set(flags)  # the compiler or the system may not know it
 
 

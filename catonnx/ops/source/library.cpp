@@ -40,7 +40,9 @@ EXPORTED OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, c
   // Written once: other threads may be registering, or running.
   static const OrtApi* const first = catonnx::api = found;
   if (found != first) {  // the domain is of the first one
-    return found->CreateStatus(ORT_FAIL, "catonnx: another ONNX Runtime of this process uses this library already");
+    return found->CreateStatus(ORT_FAIL,
+                               "catonnx: another ONNX Runtime of this process uses this library already; register a copy "
+                               "of the file with this one");
   }
   return catonnx::guarded([&] {
     const std::string wrong = catonnx::choose_isa();
