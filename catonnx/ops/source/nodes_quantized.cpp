@@ -1,16 +1,14 @@
 // DynamicQuantize and QuantizedMatMul: what their inputs and attributes must be, and ranges for the thread pool.
 #include <algorithm>
-#include <cmath>
 #include <type_traits>
 
 #include "nodes.h"
+#include "operands.h"
 #include "product.h"
 #include "quantize.h"
 
 namespace catonnx {
 namespace {
-
-constexpr int64_t WIDEST = int64_t{1} << 20;  // channels of which products of int8 and 4 bits add up in an int32
 
 template <class T>
 class DynamicQuantize {
@@ -26,15 +24,11 @@ class DynamicQuantize {
     inference.like_input(1, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 1);
   }
 
-  explicit DynamicQuantize(const Creation& creation)
-      : bits_(creation.integer(name, "bits")), clip_(creation.number(name, "clip", 1.0f)) {
-    if (bits_ != 4 && bits_ != 8) refuse(name, ": the attribute bits is ", bits_, " and must be 4 or 8");
-    if (!std::isfinite(clip_) || clip_ <= 0) refuse(name, ": the attribute clip is ", clip_, " and must be positive");
-  }
+  explicit DynamicQuantize(const Creation& creation) : rounding_(creation, name) {}
 
   void run(const Run& run) const {
     const Tensor x = run.input(0);
-    if (x.shape.empty()) refuse(name, ": X is a scalar and must have an axis of channels");
+    check_channels(name, x.shape);
     const int64_t channels = x.shape.back();
     Shape one = x.shape;
     one.back() = 1;
@@ -47,7 +41,7 @@ class DynamicQuantize {
 
  private:
   void rows(const float* x, int64_t rows, int64_t channels, int8_t* codes, float* scales) const {
-    quantize_rows(x, rows, channels, static_cast<int>(bits_), clip_, codes, scales);
+    quantize_rows(x, rows, channels, rounding_.bits, rounding_.clip, codes, scales);
   }
 
   void rows(const Half* x, int64_t rows, int64_t channels, int8_t* codes, float* scales) const {
@@ -55,12 +49,11 @@ class DynamicQuantize {
     const std::unique_ptr<float[]> wide(new float[std::max<int64_t>(channels, 1)]);
     for (int64_t row = 0; row < rows; ++row) {
       kernels.widen(x + row * channels, channels, wide.get());
-      quantize_rows(wide.get(), 1, channels, static_cast<int>(bits_), clip_, codes + row * channels, scales + row);
+      quantize_rows(wide.get(), 1, channels, rounding_.bits, rounding_.clip, codes + row * channels, scales + row);
     }
   }
 
-  int64_t bits_;
-  float clip_;
+  Rounding rounding_;
 };
 
 template <class T>
@@ -77,48 +70,31 @@ class QuantizedMatMul {
     if (columns > 0) inference.like_input(0, inference.type(3), columns);
   }
 
-  explicit QuantizedMatMul(const Creation& creation)
-      : K_(creation.integer(name, "K")), N_(creation.integer(name, "N")), group_(creation.integer(name, "block_size")) {
-    if (K_ < 1 || K_ > WIDEST) refuse(name, ": the attribute K is ", K_, " and must be 1 to ", WIDEST);
-    if (N_ < 1) refuse(name, ": the attribute N is ", N_, " and must be positive");
-    const bool power = group_ >= 16 && group_ <= 256 && (group_ & (group_ - 1)) == 0;
-    const int64_t whole = (K_ + 15) / 16 * 16;
-    if (!power && group_ != whole) {
-      refuse(name, ": the attribute block_size is ", group_, " and must be 16, 32, 64, 128, 256 or ", whole,
-             ", which is all of K = ", K_);
-    }
-    groups_ = (K_ + group_ - 1) / group_;
-    product_ = {K_, N_, group_, nullptr, nullptr};
+  explicit QuantizedMatMul(const Creation& creation) : shape_(creation, name) {
+    const int64_t whole = (shape_.K + 15) / 16 * 16;
+    product_ = {shape_.K, shape_.N, shape_.group, nullptr, nullptr};
     const std::unique_ptr<Tensor> scales = creation.constant(3);
     if (scales == nullptr) return;
-    check_scales(*scales);
-    const Floats wide(scales->as<T>(), N_ * groups_);
-    if (groups_ > 1 && groups_ * group_ == whole && are_of_channels(wide.data())) {
+    shape_.check_scales(name, scales->shape);
+    const Floats wide(scales->as<T>(), shape_.N * shape_.groups);
+    if (shape_.groups > 1 && shape_.groups * shape_.group == whole && shape_.are_of_channels(wide.data())) {
       product_.group = whole;  // the sums of all groups are one, in whole numbers
-      for (int64_t n = 0; n < N_; ++n) scales_.push_back(wide.data()[n * groups_]);
+      for (int64_t n = 0; n < shape_.N; ++n) scales_.push_back(wide.data()[n * shape_.groups]);
     } else if (std::is_same_v<T, Half>) {
-      scales_.assign(wide.data(), wide.data() + N_ * groups_);
+      scales_.assign(wide.data(), wide.data() + shape_.N * shape_.groups);
     }
   }
 
   void run(const Run& run) const {
     const Tensor a = run.input(0), a_scale = run.input(1), b = run.input(2), b_scale = run.input(3);
-    if (a.shape.empty() || a.shape.back() != K_) {
-      refuse(name, ": A has the shape ", written(a.shape), " and must have K = ", K_, " channels");
-    }
-    Shape shape = a.shape;
-    shape.back() = 1;
-    check_shape("a_scale", a_scale.shape, shape);
-    check_shape("B", b.shape, {N_, groups_, group_ / 2});
-    check_scales(b_scale);
-    shape.back() = N_;
+    const Shape shape = shape_.check(name, a.shape, a_scale.shape, b.shape, b_scale.shape);
     T* const y = static_cast<T*>(run.output(0, shape));
     const int64_t rows = a.rows();
     if (rows == 0) return;
 
     const float* const scales = a_scale.as<float>();
     if (scales_.empty()) {
-      const Floats wide(b_scale.as<T>(), N_ * groups_);
+      const Floats wide(b_scale.as<T>(), shape_.N * shape_.groups);
       multiply_rows(run, b, wide.data(), a.as<int8_t>(), scales, rows, y);
     } else {
       multiply_rows(run, b, scales_.data(), a.as<int8_t>(), scales, rows, y);
@@ -126,43 +102,22 @@ class QuantizedMatMul {
   }
 
  private:
-  static void check_shape(const char* input, const Shape& shape, const Shape& wanted) {
-    if (shape == wanted) return;
-    refuse(name, ": the input ", input, " has the shape ", written(shape), " and must be ", written(wanted));
-  }
-
-  void check_scales(const Tensor& scales) const {
-    if (count(scales.shape) == N_ * groups_ && scales.shape.size() <= 2) return;
-    refuse(name, ": the input b_scale has the shape ", written(scales.shape), " and must be ",
-           written({N_ * groups_}), " or ", written({N_, groups_}));
-  }
-
-  // Whether all groups of a column have the same scale.
-  bool are_of_channels(const float* scales) const {
-    for (int64_t n = 0; n < N_; ++n) {
-      for (int64_t g = 1; g < groups_; ++g) {
-        if (scales[n * groups_ + g] != scales[n * groups_]) return false;
-      }
-    }
-    return true;
-  }
-
   void multiply_rows(const Run& run, const Tensor& b, const float* scales, const int8_t* a, const float* a_scale,
                      int64_t rows, T* y) const {
     Product product = product_;
     product.codes = b.as<uint8_t>();
     product.scales = scales;
-    const double cost = static_cast<double>(rows) * static_cast<double>(K_) / 16;
+    const double cost = static_cast<double>(rows) * static_cast<double>(shape_.K) / 16;
     if constexpr (std::is_same_v<T, float>) {
-      run.parallel(N_, cost, COLUMNS, [&](int64_t first, int64_t last) {
+      run.parallel(shape_.N, cost, COLUMNS, [&](int64_t first, int64_t last) {
         multiply(product, a, a_scale, rows, first, last, y);
       });
     } else {
-      const std::unique_ptr<float[]> wide(new float[rows * N_]);
-      run.parallel(N_, cost, COLUMNS, [&](int64_t first, int64_t last) {
+      const std::unique_ptr<float[]> wide(new float[rows * shape_.N]);
+      run.parallel(shape_.N, cost, COLUMNS, [&](int64_t first, int64_t last) {
         multiply(product, a, a_scale, rows, first, last, wide.get());
         for (int64_t row = 0; row < rows; ++row) {
-          transform_kernels().narrow(wide.get() + row * N_ + first, last - first, y + row * N_ + first);
+          transform_kernels().narrow(wide.get() + row * shape_.N + first, last - first, y + row * shape_.N + first);
         }
       });
     }
@@ -170,7 +125,7 @@ class QuantizedMatMul {
 
   static constexpr int64_t COLUMNS = 128;  // of a range, at least: multiply() rearranges A once for each
 
-  int64_t K_, N_, group_, groups_ = 0;
+  ProductShape shape_;
   Product product_;            // without codes and scales
   std::vector<float> scales_;  // b_scale, where it is constant and is not taken as it is
 };
