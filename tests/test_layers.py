@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "catonnx.kept",
         "catonnx.ops.place",
     ),
+    ("catonnx.ops.nvcc",),
     ("catonnx.graph", "catonnx.ops.build"),
     ("catonnx.passes", "catonnx.runtime"),
     ("catonnx.learned", "catonnx.ops"),

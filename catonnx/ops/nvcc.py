@@ -48,10 +48,13 @@ def require_nvcc() -> str:
 
 def compile_command(nvcc: str, host: Sequence[str], file: Path, target: Path) -> list[str]:
     """Return what compiles one file for all architectures."""
-    codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in ARCHITECTURES]
-    newest = ARCHITECTURES[-1]
-    kept = f"-gencode=arch=compute_{newest},code=compute_{newest}"
-    return [nvcc, *_host(host), *CUDA_FLAGS, *codes, kept, "-c", str(file), "-o", str(target)]
+    oldest, *others, newest = ARCHITECTURES
+    first = ",".join(f"sm_{number}" for number in (oldest, *others))
+    codes = [
+        f"-gencode=arch=compute_{oldest},code=[{first}]",
+        f"-gencode=arch=compute_{newest},code=[sm_{newest},compute_{newest}]",
+    ]
+    return [nvcc, *_host(host), *CUDA_FLAGS, *codes, "-c", str(file), "-o", str(target)]
 
 
 def link_command(nvcc: str, host: Sequence[str], objects: Sequence[str], target: Path) -> list[str]:
