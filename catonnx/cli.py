@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from catonnx import __version__
+from catonnx.command_compare import compare_command
+from catonnx.command_report import ReportHtmlOption, report_command
 from catonnx.errors import CatonnxError, RuntimeUnavailableError
 from catonnx.files import STDOUT, check_place
 from catonnx.options import (
@@ -228,6 +230,7 @@ def optimize_command(
         Path | None,
         typer.Option("--json", "--report-json", metavar="FILE|-", help="Write the report there too; - shows it alone."),
     ] = None,
+    report_html: ReportHtmlOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     allow_unchanged: Annotated[
         bool, typer.Option("--allow-unchanged", help="Copy a model that holds nothing to optimize.")
@@ -242,7 +245,7 @@ def optimize_command(
     """Transform a model, round it to 4 bits, verify it, and save it as a new folder."""
     with guarded(verbose=verbose):
         wishes = wishes_of(locals())
-        _check_places(json_file, save_plan, source=model)
+        _check_places(json_file, report_html, save_plan, source=model)
         terminal = Terminal(quiet=quiet)
         chosen = model / file_name if file_name else model
         recipe, saved = with_plan(wishes, plan, chosen, terminal)
@@ -266,6 +269,11 @@ def optimize_command(
             )
         if save_plan and not report.unchanged:
             write_plan(save_plan, report.plan, report.digest, report.recipe)
+        if report_html:
+            from catonnx.reportfile import load_report
+            from catonnx.reporting.files import write_page
+
+            write_page(report_html, load_report(out))
         terminal.deliver(json_file, report.to_json(), [] if quiet else optimized(report))
 
 
@@ -317,9 +325,19 @@ def doctor_command(json_file: JsonOption = None, verbose: VerboseOption = False)
             raise RuntimeUnavailableError("no model runs here", hint="the table above says what to do")
 
 
+app.command(
+    name="compare",
+    epilog=_examples("compare llama out --text other.txt", "compare a b c --text other.txt --prompt Once"),
+)(compare_command)
+app.command(
+    name="report",
+    epilog=_examples("report out", "report out --html page.html", "report out --pictures figures"),
+)(report_command)
+
+
 def _check_places(*files: Path | None, source: Path | None = None) -> None:
     for file in files:
-        if file is not None and file != STDOUT:
+        if file is not None:
             check_place(file, source)
 
 

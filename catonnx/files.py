@@ -11,17 +11,22 @@ from typing import Any
 
 from catonnx.errors import OutputError
 
+STDOUT = Path("-")
+"""What stands for the standard output where a file is named."""
+
 
 def check_place(path: Path, source: Path | None = None) -> None:
     """Refuse a place where no file can be written, before long work is done for it.
 
     Args:
-        path: Where a file is wanted.
+        path: Where a file is wanted; stdout is a place.
         source: A model, file or folder, that must stay as it is.
 
     Raises:
         OutputError: if the folder is missing or not writable, `path` is a folder, or it belongs to the source.
     """
+    if path == STDOUT:
+        return
     if source is not None and _belongs_to(path.resolve(), source.resolve()):
         raise OutputError("this would write into the model that is optimized", where=path, hint="choose another place")
     if path.is_dir():
@@ -61,10 +66,6 @@ def write_whole(path: Path, content: bytes) -> None:
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
-
-
-STDOUT = Path("-")
-"""What stands for the standard output where a file is named."""
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from catonnx.math.sqnr import (
     concentration_rows,
     concentration_w,
     decibels,
+    joint_concentration,
     output_energy,
     predicted_sqnr_db,
 )
@@ -33,10 +34,18 @@ class Prediction:
 
     Weights are rounded, and the activation too where the plan has a grid for it; its ranges are those of the rows that
     calibration kept, nothing cut off.
+
+    Attributes:
+        before: SQNR of the old basis.
+        after: SQNR of the new one.
+        concentrations: C(x) || C(W) before and after, in dB; C(W) alone where the activation stays in float.
+        alignments: A before and after, in dB. SQNR is 10 log10(12 (2^bits - 1)^2) + concentration + alignment.
     """
 
     before: float
     after: float
+    concentrations: tuple[float, float]
+    alignments: tuple[float, float]
 
 
 @dataclasses.dataclass
@@ -177,17 +186,18 @@ def predict(
         )
         rows = measured.rows[: own.grid is not None and len(measured.rows)]
         moved: np.ndarray = transform.apply(rows)
+        bits = {"weight_bits": own.bits, "activation_bits": own.grid.bits if own.grid else 4}
+        alignments = [signal / (energy * columns.energy) for energy, columns in zip(x_energy, (old, new), strict=True)]
+        concentrations = [
+            (columns.concentration, _concentration(own, seen))
+            for columns, seen in zip((old, new), (rows, moved), strict=True)
+        ]
         before, after = (
-            predicted_sqnr_db(
-                signal / (energy * columns.energy),
-                columns.concentration,
-                _concentration(own, seen),
-                weight_bits=own.bits,
-                activation_bits=own.grid.bits if own.grid else 4,
-            )
-            for energy, columns, seen in zip(x_energy, (old, new), (rows, moved), strict=True)
+            predicted_sqnr_db(aligned, *both, **bits) for aligned, both in zip(alignments, concentrations, strict=True)
         )
-        result[site.name] = Prediction(before, after)
+        joint_before, joint_after = (decibels(joint_concentration(*both, **bits), 1.0) for both in concentrations)
+        aligned_before, aligned_after = (decibels(aligned, 1.0) for aligned in alignments)
+        result[site.name] = Prediction(before, after, (joint_before, joint_after), (aligned_before, aligned_after))
     return result
 
 

@@ -13,6 +13,9 @@ from catonnx.siteplan import Plan
 FORMAT = 1
 """Version of the JSON layout; it grows when a key changes its meaning or goes away."""
 
+_DECIBELS = ("sqnr_", "concentration_", "alignment_")
+"""Beginnings of the names of figures in dB."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SiteRow:
@@ -36,6 +39,12 @@ class SiteRow:
         activation: How the activation is rounded, empty if it is not.
         bytes_before: Size of the weights.
         bytes_after: Size of codes and scales.
+        concentration_before: C(x) || C(W) in dB as they were: how far what is rounded is from having outliers; C(W)
+            alone where the activation stays in float. None if not measured, or read from a report that did not tell.
+        concentration_after: The same in the new basis.
+        alignment_before: A in dB as they were: how well weights and activation point in the same directions, 0 at best.
+            `sqnr_before` is 10 log10(12 (2^bits - 1)^2) + concentration + alignment.
+        alignment_after: The same in the new basis.
     """
 
     site: str
@@ -52,6 +61,10 @@ class SiteRow:
     activation: str
     bytes_before: int
     bytes_after: int
+    concentration_before: float | None = None
+    concentration_after: float | None = None
+    alignment_before: float | None = None
+    alignment_after: float | None = None
 
     @property
     def kind(self) -> str:
@@ -160,7 +173,7 @@ class Report:
         data["steps"] = {step: round(seconds, 3) for step, seconds in self.steps}
         for row in data["sites"]:
             # JSON knows no infinity: an SQNR is infinite where the weights lie on the grid already.
-            row |= {name: _json_decibels(value) for name, value in row.items() if name.startswith("sqnr_")}
+            row |= {name: _json_decibels(row[name]) for name in row if name.startswith(_DECIBELS)}
         return data
 
 

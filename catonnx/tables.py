@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shlex
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import RenderableType
-from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
-from catonnx.naming import in_common, kind_of, printable, shortened, summed_up, without_numbers
+from catonnx.cells import fact_grid, figure, new_table, percent, unit_of
+from catonnx.naming import in_common, kind_of, shortened, summed_up, without_numbers
 
 if TYPE_CHECKING:
     from catonnx.allocation import Allotment
@@ -32,11 +30,11 @@ _TWIN = "on float32 twins: what bfloat16 models compute, not how far their kerne
 def optimized(report: Report) -> list[RenderableType]:
     """Return what `optimize` shows: a table by kind of layer, one of the deployed model's figures, and facts."""
     if report.unchanged:
-        return [_facts([("unchanged", report.unchanged), ("", f"copied to {report.out}"), *_genai(report)])]
+        return [fact_grid([("unchanged", report.unchanged), ("", f"copied to {report.out}"), *_genai(report)])]
     shown: list[RenderableType] = [_kinds(report)]
     if report.verification.get("deployed"):
         shown.append(_deployed(report.verification["deployed"]))
-    return [*shown, _facts(_report_facts(report))]
+    return [*shown, fact_grid(_report_facts(report))]
 
 
 def inspected(inspection: Inspection) -> list[RenderableType]:
@@ -59,7 +57,7 @@ def run_by(kernels: Sequence[Kernel]) -> list[RenderableType]:
     for kernel in kernels:
         groups.setdefault((kind_of([kernel.linear]), *dataclasses.astuple(kernel)[1:]), []).append(kernel)
     names = shortened([kind_of([group[0].linear]) for group in groups.values()])
-    table = _table("linears, K -> N", ">number", "runs as", "weight", "activation", "why")
+    table = new_table("linears, K -> N", ">number", "runs as", "weight", "activation", "why")
     for name, (first, *others) in zip(names, groups.values(), strict=True):
         sizes = f"{first.inputs} -> {first.outputs}"
         table.add_row(
@@ -70,7 +68,7 @@ def run_by(kernels: Sequence[Kernel]) -> list[RenderableType]:
 
 def examined(findings: Sequence[Finding]) -> list[RenderableType]:
     """Return what `doctor` shows: everything that was looked at, and what to do about what is not well."""
-    table = _table("=what", "=", "found, and what to do")
+    table = new_table("=what", "=", "found, and what to do")
     for finding in findings:
         advice = f"{finding.found}; {finding.advice}" if finding.advice else finding.found
         table.add_row(finding.what, finding.state, advice, style="bold" if finding.state == "broken" else None)
@@ -80,7 +78,7 @@ def examined(findings: Sequence[Finding]) -> list[RenderableType]:
 def judged(result: Judged) -> list[RenderableType]:
     """Return what `evaluate` shows: figures down, models across."""
     rows = [result.model, *([] if result.against is None else [result.against])]
-    table = _table(f"{result.model.rows} rows of {result.tokens} tokens", *result.names)
+    table = new_table(f"{result.model.rows} rows of {result.tokens} tokens", *result.names)
     for column in table.columns[1:]:
         column.justify = "right"
     for label, field, digits in (
@@ -92,11 +90,11 @@ def judged(result: Judged) -> list[RenderableType]:
     ):
         values = [getattr(row, field) for row in rows]
         if any(value is not None for value in values):
-            table.add_row(label, *(_percent(value) if digits is None else _number(value, digits) for value in values))
+            table.add_row(label, *(percent(value) if digits is None else figure(value, digits) for value in values))
     for name, value in (result.model.cosine or {}).items():
-        table.add_row(f"cosine of {name}", _number(value, 4), *[""] * (len(rows) - 1))
+        table.add_row(f"cosine of {name}", figure(value, 4), *[""] * (len(rows) - 1))
     sizes = [row.disk_bytes for row in rows]
-    unit, scale = _unit(sizes)
+    unit, scale = unit_of(sizes)
     table.add_row(f"size on disk, {unit}", *(f"{size / scale:.1f}" for size in sizes))
     return [table, *([Text(f"measured {_TWIN}")] if any(row.float32_twin for row in rows) else [])]
 
@@ -104,9 +102,9 @@ def judged(result: Judged) -> list[RenderableType]:
 def _kinds(report: Report) -> Table:
     kinds = report.kinds()
     names = shortened([kind.kind for kind in kinds])
-    unit, scale = _unit([kind.bytes_before for kind in kinds])
+    unit, scale = unit_of([kind.bytes_before for kind in kinds])
     rounds = any(row.activation or row.bits != report.sites[0].bits for row in report.sites)
-    table = _table(
+    table = new_table(
         *("linears", ">n", "=absorbed", "=online", *(["=bits"] if rounds else [])),
         *(">SQNR\nbefore", ">dB\nafter", ">\nrounded", f">{unit}\nbefore", ">\nafter"),
     )
@@ -117,7 +115,7 @@ def _kinds(report: Report) -> Table:
             kind.absorbed.replace(", ", "\n") or "-",
             kind.online.replace(", ", "\n") or "-",
             *([kind.bits.replace(", ", "\n")] if rounds else []),
-            *(_number(value, 1) for value in (kind.sqnr_before, kind.sqnr_after, _measured(kind))),
+            *(figure(value, 1) for value in (kind.sqnr_before, kind.sqnr_after, _measured(kind))),
             f"{kind.bytes_before / scale:.1f}",
             f"{kind.bytes_after / scale:.1f}",
         )
@@ -138,26 +136,26 @@ def _measured(kind: KindRow) -> float | None:
 
 def allotted(rows: Sequence[Allotment]) -> list[RenderableType]:
     """Return what is shown before bits are given out: the sites that keep 8, and what 4 would cost them."""
-    table = _table("keeps 8 bits", ">weights", ">SQNR dB in 4 bits\npredicted", ">\nmeasured")
+    table = new_table("keeps 8 bits", ">weights", ">SQNR dB in 4 bits\npredicted", ">\nmeasured")
     chosen = sorted((row for row in rows if row.bits == 8), key=lambda row: row.measured_db)
     for row in chosen:
-        table.add_row(row.site, str(row.weights), _number(row.predicted_db, 1), _number(row.measured_db, 1))
+        table.add_row(row.site, str(row.weights), figure(row.predicted_db, 1), figure(row.measured_db, 1))
     weights = sum(row.weights for row in rows)
     mean = sum(row.bits * row.weights for row in rows) / weights if weights else 4
     return [table, Text(f"{len(chosen)} of {len(rows)} sites keep 8 bits: {mean:.2f} bits a weight, scales apart")]
 
 
 def _deployed(figures: dict[str, Any]) -> Table:
-    table = _table("against the source", ">output SQNR dB", ">KL nats", ">top-1")
+    table = new_table("against the source", ">output SQNR dB", ">KL nats", ">top-1")
     for name, row in figures.items():
-        table.add_row(name, _number(row["sqnr_db"], 1), _number(row["kl_nats"], 4), _percent(row["top1_agreement"]))
+        table.add_row(name, figure(row["sqnr_db"], 1), figure(row["kl_nats"], 4), percent(row["top1_agreement"]))
     return table
 
 
 def _report_facts(report: Report) -> list[tuple[str, str]]:
     checked = report.verification
     before, after = report.size_before, report.size_after
-    unit, scale = _unit([before])
+    unit, scale = unit_of([before])
     facts = [
         ("verified", f"the same function before rounding: relative L2 {checked['transform_relative_l2']:.1e}"),
     ]
@@ -184,7 +182,7 @@ def _report_facts(report: Report) -> list[tuple[str, str]]:
     facts += [
         ("seconds", f"{times}; {total:.1f} in all"),
         *([("mind", "divergence is measured on the text that rounding was fitted to")] if fitted else []),
-        *([("online", f"{_percent(share)} more multiply-adds than the linears alone")] if share else []),
+        *([("online", f"{percent(share)} more multiply-adds than the linears alone")] if share else []),
         *([("damped", f"{len(report.dampings)} sites more than asked for")] if report.dampings else []),
         ("memory", f"{report.peak_memory / 1e6:.0f} MB at most"),
         ("size", f"{before / scale:.1f} -> {after / scale:.1f} {unit} on disk{smaller}"),
@@ -207,7 +205,7 @@ def _product(report: Report) -> str:
 def _structure(sites: Sequence[SiteView]) -> Table:
     alike = _alike(sites, lambda site: (site.inputs, site.outputs, site.path, site.width, site.ties))
     names = [f"{name}\n{group[0].inputs} -> {', '.join(map(str, group[0].outputs))}" for name, group in alike]
-    table = _table("layers, K -> N", ">sites", "=absorbs", "stands before, nearest first; why no more")
+    table = new_table("layers, K -> N", ">sites", "=absorbs", "stands before, nearest first; why no more")
     for name, (_, group) in zip(names, alike, strict=True):
         story = [" < ".join(group[0].path), in_common([site.reason for site in group])]
         caches = [cache for site in group for cache in site.caches]
@@ -237,7 +235,7 @@ def _absorbs(site: SiteView) -> str:
 
 def _plan(sites: Sequence[SiteView]) -> Table:
     alike = _alike(sites, lambda site: (site.absorbed, site.online))
-    table = _table("plan", ">sites", "=absorbed", "=online", "remarks")
+    table = new_table("plan", ">sites", "=absorbed", "=online", "remarks")
     for name, group in alike:
         site, why = group[0], in_common([one.why for one in group])
         table.add_row(name, str(len(group)), "\n".join(site.absorbed) or "-", "\n".join(site.online) or "-", why)
@@ -245,7 +243,7 @@ def _plan(sites: Sequence[SiteView]) -> Table:
 
 
 def _predictions(sites: Sequence[SiteView]) -> Table:
-    table = _table("predicted, dB", ">SQNR\nbefore", ">\nafter", ">C(x)", ">C(W)", ">A")
+    table = new_table("predicted, dB", ">SQNR\nbefore", ">\nafter", ">C(x)", ">C(W)", ">A")
     names = shortened([_joined_names(site) for site in sites])
     for name, site in zip(names, sites, strict=True):
         if site.figures is None:
@@ -253,7 +251,7 @@ def _predictions(sites: Sequence[SiteView]) -> Table:
             continue
         own = site.figures
         values = (own.sqnr_before, own.sqnr_after, own.x_concentration, own.w_concentration, own.alignment)
-        table.add_row(name, *(_number(value, 1) for value in values))
+        table.add_row(name, *(figure(value, 1) for value in values))
     return table
 
 
@@ -266,7 +264,7 @@ def _joined_names(site: SiteView) -> str:
 def _left_alone(left: Sequence[tuple[str, str, str]]) -> RenderableType:
     if not left:
         return Text("nothing that looks like a linear is left alone")
-    table = _table("left alone", "operator", "why")
+    table = new_table("left alone", "operator", "why")
     for name, operator, reason in left:
         table.add_row(name or "(no name)", operator, reason)
     return table
@@ -278,48 +276,3 @@ def _reasons(title: str, reasons: Sequence[str]) -> list[tuple[str, str]]:
     if len(counted) > _REASONS_SHOWN:
         rows.append(f"and {len(counted) - _REASONS_SHOWN} others; catonnx.json lists all")
     return [(title if index == 0 else "", row) for index, row in enumerate(rows)]
-
-
-def _facts(facts: Sequence[tuple[str, str]]) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for fact in facts:
-        grid.add_row(*(Text(printable(part)) for part in fact))
-    return grid
-
-
-class _PrintableTable(Table):
-    """A table whose cells may hold names from models."""
-
-    def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
-        safe = (printable(cell) if isinstance(cell, str) else cell for cell in cells)
-        super().add_row(*safe, style=style, end_section=end_section)
-
-
-def _table(*columns: str) -> Table:
-    """Return a table; a name that begins with > or = asks for a column that is not folded, > for one aligned right."""
-    table = _PrintableTable(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
-    )
-    for name in columns:
-        heading = name.removeprefix(">").removeprefix("=")
-        justify: Literal["left", "right"] = "right" if name.startswith(">") else "left"
-        table.add_column(Text(printable(heading)), justify=justify, no_wrap=name != heading, overflow="fold")
-    return table
-
-
-def _number(value: float | None, digits: int) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.{digits}f}" if math.isfinite(value) else str(value)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def _unit(sizes: Sequence[int]) -> tuple[str, float]:
-    """Return the unit in which the largest size is a handy number."""
-    largest = max(sizes, default=0)
-    return next(((name, size) for name, size in (("GB", 1e9), ("MB", 1e6)) if largest >= size), ("kB", 1e3))

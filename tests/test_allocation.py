@@ -121,7 +121,8 @@ def test_an_allotment_tells_weights_and_both_figures() -> None:
     weights = {"two": [_weight(0.4, 3), _weight(0.2, 5)], "wide": [_weight(0.4, 3)]}
     sites = [_site("two", 2, 3, 5), _site("wide", 2, 3)]
     plan = with_bits(Plan((SitePlan("two", (), ()), SitePlan("wide", (), ()))), {"wide"})
-    moments, predictions = {"two": _white(), "wide": _white()}, {"two": Prediction(12.0, 20.0)}
+    moments = {"two": _white(), "wide": _white()}
+    predictions = {"two": Prediction(12.0, 20.0, (0.0, 4.0), (-9.0, -5.0))}
     two, wide = allot(CHANNEL, plan, sites, moments, predictions, lambda site: weights[site.name])
     assert (two.weights, two.predicted_db, two.bits) == (16, 20, 4)
     assert (wide.weights, wide.predicted_db, wide.bits) == (6, None, 8)

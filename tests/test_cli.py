@@ -225,7 +225,7 @@ def test_a_target_and_a_recipe_file_reach_the_report(tiny_llama: Path, tmp_path:
     assert {name: recipe[name] for name in wanted} == wanted
 
 
-@pytest.mark.parametrize("command", ["inspect", "optimize", "evaluate", "doctor"])
+@pytest.mark.parametrize("command", ["inspect", "optimize", "evaluate", "doctor", "compare", "report"])
 def test_help_has_examples_that_parse(command: str) -> None:
     shown = " ".join(catonnx_(command, "--help").stdout.split())
     examples = re.findall(rf"catonnx ({command}\b[^:]*?)(?= catonnx | Exit codes)", shown.partition("Examples:")[2])

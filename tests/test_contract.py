@@ -21,11 +21,12 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 KEYS = {
     "format", "source", "out", "digest", "recipe", "unchanged", "sites", "left", "turned", "changed_caches",
     "not_copied", "verification", "steps", "size_before", "size_after", "peak_memory", "multiply_adds",
-    "online_multiply_adds", "dampings", "calibration_rows", "versions",
+    "online_multiply_adds", "dampings", "calibration_rows", "versions", "genai",
 }  # fmt: skip
 SITE_KEYS = {
     "site", "linears", "shapes", "absorbed", "online", "why", "sqnr_before", "sqnr_after", "sqnr_weights",
-    "sqnr_outputs", "bits", "activation", "bytes_before", "bytes_after",
+    "sqnr_outputs", "bits", "activation", "bytes_before", "bytes_after", "concentration_before",
+    "concentration_after", "alignment_before", "alignment_after",
 }  # fmt: skip
 CODES = {
     "UsageError": 2,

@@ -121,10 +121,31 @@ def predicted_sqnr_db(
         weight_bits: Bits of a weight.
         activation_bits: Bits of an activation.
     """
-    noise = 1 / (_intervals(weight_bits) ** 2 * weight_concentration)
+    joint = joint_concentration(
+        weight_concentration, activation_concentration, weight_bits=weight_bits, activation_bits=activation_bits
+    )
+    return decibels(12 * intervals(weight_bits) ** 2 * alignment * joint, 1.0)
+
+
+def joint_concentration(
+    weight_concentration: float,
+    activation_concentration: float | None = None,
+    *,
+    weight_bits: int = 4,
+    activation_bits: int = 4,
+) -> float:
+    """Return ``C(x) || C(W)``, counted in steps of the weights where activations have other bits.
+
+    Args:
+        weight_concentration: C(W).
+        activation_concentration: C(x); None if only weights are rounded: then it is C(W).
+        weight_bits: Bits of a weight.
+        activation_bits: Bits of an activation.
+    """
+    noise = 1 / weight_concentration
     if activation_concentration is not None:
-        noise += 1 / (_intervals(activation_bits) ** 2 * activation_concentration)
-    return decibels(12 * alignment, noise)
+        noise += (intervals(weight_bits) / intervals(activation_bits)) ** 2 / activation_concentration
+    return 1 / noise
 
 
 def measured_sqnr_db(reference: NDArray[Any], actual: NDArray[Any]) -> float:
@@ -166,7 +187,8 @@ def decibels(signal: float, noise: float) -> float:
     return float(10 * np.log10(signal / noise)) if signal > 0 else float("-inf")
 
 
-def _intervals(bits: int) -> int:
+def intervals(bits: int) -> int:
+    """Return N, the steps between the smallest and the largest code."""
     return (1 << bits) - 1
 
 

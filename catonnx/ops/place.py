@@ -23,9 +23,11 @@ BUILD = "python -m catonnx.ops build"
 _BASE = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+_ARM = {"neon": (), "neondot": ("-march=armv8.2-a+dotprod",)}
 _FLAGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "x86_64": {"avx2": _AVX2, "avx512": _AVX512, "avx512vnni": (*_AVX512, "-mavx512vnni")},
-    "aarch64": {"neon": ()},
+    "aarch64": _ARM,
+    "arm64": _ARM,  # what macOS calls it
 }
 """Machine -> suffix of a source file's name -> what its instruction set takes."""
 

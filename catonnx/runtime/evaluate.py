@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import onnx
@@ -26,6 +27,10 @@ from catonnx.runtime.spool import Spool
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+
+
+Rows: TypeAlias = Sequence[np.ndarray] | np.ndarray
+"""Token ids of texts: int64 [rows, sequence], or rows of any lengths."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,70 @@ class Evaluation:
         return {key: json_number(value) if isinstance(value, float) else value for key, value in figures.items()}
 
 
+class MismatchError(CalibrationError):
+    """Two models give outputs that cannot be held against each other."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a model gave for every row, to hold others against.
+
+    Attributes:
+        names: The outputs by which it is judged.
+        perplexity: As in `Evaluation`.
+        spool: The outputs, by row and position of the name.
+    """
+
+    names: list[str]
+    perplexity: float | None
+    spool: Spool
+
+
+@contextmanager
+def reference(
+    model_path: str | Path,
+    rows: Rows,
+    *,
+    provider: str = "cpu",
+    config: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    scratch: str | Path | None = None,
+    progress: Progress = silent,
+) -> Iterator[Reference]:
+    """Run a model on rows and keep its outputs as long as the context; its session is closed by then.
+
+    Args:
+        model_path: The model.
+        rows: As for `evaluate`.
+        provider: "cpu" or "cuda".
+        config: Session configuration entries.
+        threads: Threads of ONNX Runtime; all cores unless given.
+        scratch: Folder for the outputs, and for the float32 twin of a bfloat16 model.
+        progress: Told of every run.
+
+    Raises:
+        CatonnxError: as `evaluate`.
+    """
+    _check_rows(rows)
+    with Spool(scratch) as spool:
+        subject = _Subject.of(
+            open_model(model_path, provider=provider, config=config, threads=threads, scratch=scratch)
+        )
+
+        def keep(index: int, values: Sequence[np.ndarray]) -> None:
+            spool.put(index, values)
+            progress("evaluate", index + 1, len(rows))
+
+        names, perplexity = subject.names, subject.pass_over(rows, keep)
+        del subject  # its session must be gone before the next one opens
+        yield Reference(names, perplexity, spool)
+
+
 def evaluate(
     model_path: str | Path,
-    rows: np.ndarray,
+    rows: Rows,
     *,
-    against: str | Path | None = None,
+    against: str | Path | Reference | None = None,
     provider: str = "cpu",
     config: Mapping[str, str] | None = None,
     against_config: Mapping[str, str] | None = None,
@@ -82,8 +146,8 @@ def evaluate(
 
     Args:
         model_path: The model to judge.
-        rows: int64 [rows, sequence], each beginning the way a text begins (`pack_text`).
-        against: The model that it was made from, or another to compare with.
+        rows: int64 [sequence] each, beginning the way a text begins (`pack_text`).
+        against: The model that it was made from, or another to compare with; or what that gave for the same rows.
         provider: "cpu" or "cuda".
         config: Session configuration entries of the model.
         against_config: Those of the other model.
@@ -98,47 +162,47 @@ def evaluate(
         ModelError: a model does not load or run.
         OutputError: the other model's outputs do not fit on the disk.
     """
-    if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] < 2:
-        raise CalibrationError(f"cannot evaluate on token rows of shape {list(rows.shape)}", hint="give a longer text")
+    _check_rows(rows)
     size, twin = disk_bytes(model_path), needs_twin(Path(model_path))
     timed = speed and not twin  # a twin has a speed of its own
-    steps = len(rows) * (1 if against is None else 2)
-    with Spool(scratch) as spool:
-        against_names: list[str] = []
-        against_perplexity = None
-        if against is not None:
-            other = _Subject.of(
-                open_model(against, provider=provider, config=against_config, threads=threads, scratch=scratch)
+    own_reference = against is not None and not isinstance(against, Reference)
+    before, steps = (len(rows), 2 * len(rows)) if own_reference else (0, len(rows))
+    with ExitStack() as stack:
+        if against is None or isinstance(against, Reference):
+            kept = against
+        else:
+            kept = stack.enter_context(
+                reference(
+                    against,
+                    rows,
+                    provider=provider,
+                    config=against_config,
+                    threads=threads,
+                    scratch=scratch,
+                    progress=lambda step, done, _: progress(step, done, steps),
+                )
             )
-
-            def keep(index: int, values: Sequence[np.ndarray]) -> None:
-                spool.put(index, values)
-                progress("evaluate", index + 1, steps)
-
-            against_names, against_perplexity = other.names, other.pass_over(rows, keep)
-            del other  # its session must be gone before the next one opens
-
         subject = _Subject.of(
             open_model(model_path, provider=provider, config=config, threads=threads, scratch=scratch)
         )
-        if against is not None and against_names != subject.names:
-            raise CalibrationError(
-                f"the models give different outputs: {', '.join(subject.names)} and {', '.join(against_names)}",
+        if kept is not None and kept.names != subject.names:
+            raise MismatchError(
+                f"the models give different outputs: {', '.join(subject.names)} and {', '.join(kept.names)}",
                 hint="compare a model with the one that it was made from",
             )
         difference = _Difference()
 
         def judge(index: int, values: Sequence[np.ndarray]) -> None:
-            if against is not None:
+            if kept is not None:
                 for position, name in enumerate(subject.names):
-                    difference.add(name, spool.get(index, position), values[position])
-            progress("evaluate", steps - len(rows) + index + 1, steps)
+                    difference.add(name, kept.spool.get(index, position), values[position])
+            progress("evaluate", before + index + 1, steps)
 
         perplexity = subject.pass_over(rows, judge)
         return Evaluation(
             rows=len(rows),
             perplexity=perplexity,
-            against_perplexity=against_perplexity,
+            against_perplexity=kept.perplexity if kept else None,
             kl_nats=difference.logits.kl_nats if difference.logits.positions else None,
             top1_agreement=difference.logits.top1_agreement if difference.logits.positions else None,
             cosine=difference.mean_cosines(),
@@ -147,6 +211,12 @@ def evaluate(
             disk_bytes=size,
             float32_twin=twin,
         )
+
+
+def _check_rows(rows: Rows) -> None:
+    if len(rows) < 1 or any(np.ndim(row) != 1 or len(row) < 2 for row in rows):
+        shapes = list(rows.shape) if isinstance(rows, np.ndarray) else [list(np.shape(row)) for row in rows]
+        raise CalibrationError(f"cannot evaluate on token rows of shape {shapes}", hint="give a longer text")
 
 
 def disk_bytes(model_path: str | Path) -> int:
@@ -185,7 +255,7 @@ class _Subject:
     def run(self, tokens: np.ndarray) -> list[np.ndarray]:
         return run(self.session, self.names, self.spec.first_feeds(tokens[np.newaxis]))
 
-    def pass_over(self, rows: np.ndarray, visit: Callable[[int, Sequence[np.ndarray]], None]) -> float | None:
+    def pass_over(self, rows: Rows, visit: Callable[[int, Sequence[np.ndarray]], None]) -> float | None:
         """Show the outputs of every row to `visit` and return the perplexity, if the model predicts the next token."""
         causal = self._is_causal(rows[0])
         surprise = 0.0
@@ -195,7 +265,7 @@ class _Subject:
                 surprise += negative_log_likelihood(values[0][0, :-1], row[1:])
             visit(index, values)
         # The bound keeps a broken model from ending in an OverflowError.
-        return math.exp(min(surprise / (len(rows) * (rows.shape[1] - 1)), 700.0)) if causal else None
+        return math.exp(min(surprise / sum(len(row) - 1 for row in rows), 700.0)) if causal else None
 
     def _is_causal(self, row: np.ndarray) -> bool:
         """Whether there is a logit per position that does not see later ones (a masked language model's does)."""
@@ -220,7 +290,7 @@ class _Difference:
 
     def add(self, name: str, reference: np.ndarray, value: np.ndarray) -> None:
         if reference.shape != value.shape:
-            raise CalibrationError(
+            raise MismatchError(
                 f"the models give different shapes: {list(value.shape)} and {list(reference.shape)}",
                 where=f"output {name}",
             )

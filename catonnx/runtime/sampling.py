@@ -59,7 +59,7 @@ def sample_text(
         raise CalibrationError(f"cannot sample {samples} texts of {seq_len} tokens at temperature {temperature}")
     uniforms = np.random.default_rng(seed).random((samples, seq_len))
     rows = np.full((samples, seq_len), bos, dtype=np.int64)
-    start = _writer(session, spec, seq_len)
+    start = writer(session, spec, seq_len)
     starts = range(0, samples, batch)
     for done, first in enumerate(starts):
         texts = rows[first : first + batch]  # a view: written in place
@@ -90,7 +90,7 @@ def draw(logits: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
 _NextLogits = Callable[[np.ndarray], np.ndarray]
 
 
-def _writer(session: InferenceSession, spec: InputSpec, seq_len: int) -> Callable[[int], _NextLogits]:
+def writer(session: InferenceSession, spec: InputSpec, seq_len: int) -> Callable[[int], _NextLogits]:
     """Return what begins a batch, and gives a function from the tokens so far to the logits of the next."""
     if spec.has_cache:
         decoder = Decoder(session, spec)

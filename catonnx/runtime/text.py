@@ -123,6 +123,22 @@ def pack_text(text: str, stream: TokenStream, *, seq_len: int, samples: int, whe
     return np.concatenate([prefix, bodies, suffix], axis=1)
 
 
+def passages(text: str, stream: TokenStream, *, seq_len: int, samples: int) -> list[str]:
+    """Return what the rows of `pack_text` hold, as text: from the end of the token before to that of the last one.
+
+    Args:
+        text: Plain text that fills a row.
+        stream: Its tokenizer.
+        seq_len: As for `pack_text`.
+        samples: As for `pack_text`.
+    """
+    body = seq_len - len(stream.prefix) - len(stream.suffix)
+    ends = [0, *(end for _, end in stream.tokenizer.encode(text, add_special_tokens=False).offsets)]
+    chunks = (len(ends) - 1) // body
+    starts = [row * chunks // min(samples, chunks) * body for row in range(min(samples, chunks))]
+    return [text[ends[start] : ends[start + body]] for start in starts]
+
+
 def _load_tokenizer(path: Path) -> Tokenizer:
     try:
         from tokenizers import Tokenizer
@@ -143,15 +159,29 @@ def _load_tokenizer(path: Path) -> Tokenizer:
 
 def configured_bos(folder: Path) -> int | None:
     """Return the BOS id that config.json, generation_config.json or genai_config.json names, None if none does."""
-    files = [_read_json(folder / name) for name in ("config.json", "generation_config.json", "genai_config.json")]
-    nested = files[2].get("model")
-    for content in (*files[:2], nested if isinstance(nested, dict) else {}):
+    for content in _configurations(folder):
         bos = content.get("bos_token_id")
         if isinstance(bos, int) and not isinstance(bos, bool):
             if not 0 <= bos < 1 << 31:
                 raise CalibrationError("the BOS id in the configuration is no token id", where=folder)
             return bos
     return None
+
+
+def configured_ends(folder: Path) -> frozenset[int]:
+    """Return the ids of the tokens that end a text, as config.json and its like name them."""
+    found: set[int] = set()
+    for content in _configurations(folder):
+        named = content.get("eos_token_id")
+        found |= {ident for ident in (named if isinstance(named, list) else [named]) if type(ident) is int}
+    return frozenset(found)
+
+
+def _configurations(folder: Path) -> list[Mapping[str, object]]:
+    """Return what config.json, generation_config.json and the model of genai_config.json say; nothing if missing."""
+    files = [_read_json(folder / name) for name in ("config.json", "generation_config.json", "genai_config.json")]
+    nested = files[2].get("model")
+    return [*files[:2], nested if isinstance(nested, dict) else {}]
 
 
 def _check_beside(path: Path) -> None:

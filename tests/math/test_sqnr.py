@@ -17,6 +17,7 @@ from catonnx.math.sqnr import (
     concentration_w,
     concentration_x,
     decibels,
+    joint_concentration,
     measured_sqnr_db,
     predicted_sqnr_db,
     weight_sqnr_db,
@@ -208,5 +209,16 @@ def test_rows_without_range_are_rounded_to_what_they_are() -> None:
     assert concentration_rows(np.full((3, 4), 0.7)) == np.inf
     assert concentration_rows(np.zeros((3, 4)), symmetric=True) == np.inf
     assert predicted_sqnr_db(0.5, 0.1, np.inf) == predicted_sqnr_db(0.5, 0.1)
+
+
+@pytest.mark.parametrize("bits", [(4, 4), (4, 8), (8, 4)])
+def test_joint_concentration_and_alignment_are_the_whole_prediction(bits: tuple[int, int]) -> None:
+    weight, activation, aligned = 3.0, 0.7, 0.02
+    joint = joint_concentration(weight, activation, weight_bits=bits[0], activation_bits=bits[1])
+    predicted = predicted_sqnr_db(aligned, weight, activation, weight_bits=bits[0], activation_bits=bits[1])
+    assert predicted == pytest.approx(10 * np.log10(12 * (2 ** bits[0] - 1) ** 2 * joint * aligned))
+    assert joint_concentration(weight) == pytest.approx(weight)
+    assert joint_concentration(weight, weight) == pytest.approx(weight / 2)  # a || b of equals
+    assert joint < weight
     with pytest.raises(ValueError, match="do not tile 6"):
         concentration_rows(np.ones((3, 6)), 4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnxruntime as ort
@@ -11,7 +10,7 @@ import pytest
 
 from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops import register
-from tests.ops.native import ISAS, Kernels, kernels
+from tests.ops.native import EMULATED, ISAS, Kernels, kernels
 
 
 @pytest.fixture(scope="session")
@@ -33,12 +32,7 @@ def _in_use(ops_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CATONNX_ISA", raising=False)
 
 
-@pytest.fixture(params=ISAS)
-def native(request: pytest.FixtureRequest) -> Iterator[Kernels]:
-    """The kernels without ONNX Runtime, on every instruction set of this machine in turn."""
-    library = kernels()
-    with library.on(request.param) as there:
-        if not there:
-            pytest.skip(f"this processor has no {request.param}")
-        assert library.isa == request.param
-        yield library
+@pytest.fixture(params=(*ISAS, *EMULATED))
+def native(request: pytest.FixtureRequest) -> Kernels:
+    """The kernels without ONNX Runtime, on every instruction set of this machine and of its emulators in turn."""
+    return kernels(request.param)

@@ -1,20 +1,139 @@
-// The kernels under C names, for tests that load them with ctypes; without ONNX Runtime.
+// The kernels as a process, for tests: cases come in and results go out, without ONNX Runtime. So they run under an
+// emulator or a sanitizer as they do here.
+//
+// A case is a line of words (what, instruction set, numbers), then the bytes of its operands; a result is bytes alone.
+// Every operand and every result ends where memory must not be touched.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <sstream>
+#include <string>
+
 #include "cpu.h"
 #include "product.h"
 #include "quantize.h"
+#include "transform.h"
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
+namespace {
 
-// Whether CATONNX_ISA names an instruction set of this machine; if so it is used from now on.
-EXPORT bool choose_isa() { return catonnx::choose_isa().empty(); }
+using catonnx::Half;
+using catonnx::Isa;
 
-EXPORT const char* isa() { return catonnx::name(catonnx::isa()); }
-
-EXPORT void quantize_rows(const float* x, int64_t rows, int64_t K, int bits, float clip, int8_t* q, float* scale) {
-  catonnx::quantize_rows(x, rows, K, bits, clip, q, scale);
+[[noreturn]] void fail(const std::string& why) {
+  std::cerr << why << std::endl;
+  std::exit(2);
 }
 
-EXPORT void multiply(int64_t K, int64_t N, int64_t group, const uint8_t* codes, const float* scales, const int8_t* a,
-                     const float* a_scale, int64_t rows, int64_t first, int64_t last, float* y) {
-  catonnx::multiply({K, N, group, codes, scales}, a, a_scale, rows, first, last, y);
+// Bytes with a forbidden page right behind them.
+class Guarded {
+ public:
+  explicit Guarded(int64_t bytes) : bytes_(static_cast<size_t>(bytes)) {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), pages = (bytes_ + page - 1) / page * page;
+    whole_ = pages + page;
+    memory_ = static_cast<char*>(mmap(nullptr, whole_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (memory_ == MAP_FAILED || mprotect(memory_ + pages, page, PROT_NONE) != 0) fail("no memory");
+    data_ = memory_ + pages - bytes_;
+    std::memset(data_, 0xff, bytes_);  // as a float: not a number
+  }
+  ~Guarded() { munmap(memory_, whole_); }
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
+
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
+  void send() const { std::cout.write(data_, static_cast<std::streamsize>(bytes_)); }
+  void receive() { std::cin.read(data_, static_cast<std::streamsize>(bytes_)); }
+
+ private:
+  size_t bytes_, whole_;
+  char *memory_, *data_;
+};
+
+class Operand : public Guarded {
+ public:
+  explicit Operand(int64_t bytes) : Guarded(bytes) { receive(); }
+};
+
+Isa named(const std::string& name) {
+  for (int i = 0; *catonnx::name(static_cast<Isa>(i)) != '\0'; ++i) {
+    if (name == catonnx::name(static_cast<Isa>(i))) return static_cast<Isa>(i);
+  }
+  fail("no instruction set " + name);
+}
+
+void quantize(Isa isa, std::istream& words) {
+  int64_t rows, K;
+  int bits;
+  float clip;
+  words >> rows >> K >> bits >> clip;
+  const Operand x(rows * K * 4);
+  const Guarded codes(rows * K), scales(rows * 4);
+  catonnx::quantize_rows(isa, x.as<float>(), rows, K, bits, clip, codes.as<int8_t>(), scales.as<float>());
+  codes.send();
+  scales.send();
+}
+
+// All of y [rows, N], of which columns [first, last) are computed.
+void multiply(Isa isa, std::istream& words) {
+  int64_t K, N, group, rows, first, last;
+  words >> K >> N >> group >> rows >> first >> last;
+  const int64_t groups = (K + group - 1) / group;
+  const Operand codes(N * groups * group / 2), scales(N * groups * 4), a(rows * K), a_scale(rows * 4);
+  const Guarded y(rows * N * 4);
+  catonnx::multiply(isa, {K, N, group, codes.as<uint8_t>(), scales.as<float>()}, a.as<int8_t>(), a_scale.as<float>(),
+                    rows, first, last, y.as<float>() + first, N);
+  y.send();
+}
+
+// `count` matrices [size, size]; or, if `kronecker`, the matrices [count, count] and [size, size].
+void transform(Isa isa, std::istream& words) {
+  int64_t half, rows, channels, scales, kronecker, count, size;
+  words >> half >> rows >> channels >> scales >> kronecker >> count >> size;
+  const int64_t bytes = rows * channels * (half ? 2 : 4);
+  const Operand x(bytes), scale(scales * 4), first(kronecker ? count * count * 4 : count * size * size * 4),
+      second(kronecker ? size * size * 4 : 0);
+  const Guarded y(bytes);
+  const catonnx::Transform made =
+      kronecker ? catonnx::Transform::kronecker(channels, scale.as<float>(), scales, first.as<float>(), count,
+                                                second.as<float>(), size)
+                : catonnx::Transform::blocks(channels, scale.as<float>(), scales, first.as<float>(), count, size);
+  const catonnx::TransformView view = made.view();
+  const Guarded scratch(catonnx::scratch_floats(view) * 4);
+  const catonnx::TransformKernels& kernels = catonnx::transform_kernels(isa);
+  if (half) {
+    kernels.half_rows(view, x.as<Half>(), rows, scratch.as<float>(), y.as<Half>());
+  } else {
+    kernels.rows(view, x.as<float>(), rows, scratch.as<float>(), y.as<float>());
+  }
+  y.send();
+}
+
+}  // namespace
+
+int main() {
+  for (const Isa isa : catonnx::available()) std::cout << catonnx::name(isa) << ' ';
+  std::cout << '\n' << std::flush;
+  std::string line, what, isa;
+  while (std::getline(std::cin, line)) {
+    std::istringstream words(line);
+    words >> what >> isa;
+    if (what == "quantize") {
+      quantize(named(isa), words);
+    } else if (what == "multiply") {
+      multiply(named(isa), words);
+    } else if (what == "transform") {
+      transform(named(isa), words);
+    } else if (what == "overrun") {  // what must not go well
+      std::cout << Guarded(5).as<volatile char>()[5];
+    } else {
+      fail("what is " + line);
+    }
+    std::cout << std::flush;
+  }
 }

@@ -1,18 +1,19 @@
-"""The kernels of DynamicQuantize and QuantizedMatMul alone, compiled for the tests and called through ctypes."""
+"""The kernels alone, compiled for the tests as a process that computes one case after the other.
+
+Instruction sets that this machine lacks run under an emulator, where that and a compiler for it are there.
+"""
 
 from __future__ import annotations
 
 import atexit
-import ctypes
 import functools
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +24,21 @@ from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops.build import find_compiler
 from catonnx.ops.place import sources
 
-ISAS = {"x86_64": ("portable", "avx2", "avx512", "avx512vnni")}.get(platform.machine(), ("portable",))
+_AARCH64 = ("portable", "neon", "neondot")
+ISAS = {"x86_64": ("portable", "avx2", "avx512", "avx512vnni"), "aarch64": _AARCH64, "arm64": _AARCH64}.get(
+    platform.machine(), ("portable",)
+)
+"""What this kind of machine may have."""
+
+EMULATED = () if "neon" in ISAS else ("neon", "neondot")
+"""What runs under qemu."""
+
 WRAPPER = Path(__file__).with_name("kernels.cpp")
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
+CROSS_COMPILER, QEMU = "aarch64-linux-gnu-g++", "qemu-aarch64"
+
+_SHOWN = 3000  # characters of what a process said last
 
 
 @dataclass(frozen=True)
@@ -40,83 +52,130 @@ class Product:
     scales: np.ndarray  # float32 [N, G]
 
 
-class Kernels:
-    """The compiled functions, on whichever instruction set is chosen."""
+class Server:
+    """The process; started again where a case has ended it."""
 
-    def __init__(self, library: Path) -> None:
-        self._library = ctypes.CDLL(str(library))
-        self._library.isa.restype = ctypes.c_char_p
-        self._library.choose_isa.restype = ctypes.c_bool
+    def __init__(self, folder: Path, *emulator: str) -> None:
+        self.folder = folder
+        """Where its objects lie."""
+        self._command = [*emulator, str(folder / "kernels")]
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.available = self._started().split()
+        """The instruction sets of its processor that there is code for, the best one last."""
 
-    @contextmanager
-    def on(self, isa: str) -> Iterator[bool]:
-        """Use one instruction set; yields whether this machine has it."""
-        before = os.environ.get("CATONNX_ISA")
+    def _started(self) -> str:
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
+        )
+        atexit.register(self._process.kill)
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().decode()
+
+    def ask(self, line: str, *operands: np.ndarray, results: int) -> bytes:
+        """Send one case and return so many bytes of results."""
+        if self._process is None or self._process.poll() is not None:
+            self._started()
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
-            os.environ["CATONNX_ISA"] = isa
-            yield bool(self._library.choose_isa())
-        finally:
-            os.environ.pop("CATONNX_ISA")
-            if before is not None:
-                os.environ["CATONNX_ISA"] = before
-            self._library.choose_isa()
+            self._process.stdin.write(line.encode() + b"\n" + b"".join(operand.tobytes() for operand in operands))
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # what it said, and why nothing comes back, is shown below
+        answer = self._process.stdout.read(results) if results else b""
+        if len(answer) == results:
+            return answer
+        code = self._process.wait()
+        self._said.seek(0)
+        pytest.fail(f"{line}\nended with {code}\n{self._said.read().decode()[-_SHOWN:]}")
 
-    @property
-    def isa(self) -> str:
-        """The instruction set in use."""
-        name: bytes = self._library.isa()
-        return name.decode()
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of one instruction set."""
+
+    server: Server
+    isa: str
 
     def quantize_rows(self, x: np.ndarray, bits: int, clip: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Return the codes int8 [rows, K] and the scales float32 [rows] of x float32 [rows, K]."""
-        codes, scales = np.full(x.shape, 99, np.int8), np.full(len(x), 99, np.float32)
-        rows, width = (ctypes.c_int64(length) for length in x.shape)
-        self._library.quantize_rows(at(x), rows, width, bits, ctypes.c_float(clip), at(codes), at(scales))
-        return codes, scales
+        assert x.dtype == np.float32
+        rows, K = x.shape
+        line = f"quantize {self.isa} {rows} {K} {bits} {clip}"
+        answer = self.server.ask(line, x, results=rows * K + rows * 4)
+        return np.frombuffer(answer, np.int8, rows * K).reshape(x.shape), np.frombuffer(
+            answer, np.float32, -1, rows * K
+        )
 
     def multiply(
         self, product: Product, a: np.ndarray, a_scale: np.ndarray, columns: tuple[int, int] | None = None
     ) -> np.ndarray:
         """Return y float32 [rows, N], NaN outside of the range of columns."""
-        y = np.full((len(a), product.N), np.nan, np.float32)
-        numbers = [ctypes.c_int64(n) for n in (product.K, product.N, product.group)]
-        ranges = [ctypes.c_int64(n) for n in (len(a), *(columns or (0, product.N)))]
-        self._library.multiply(*numbers, at(product.codes), at(product.scales), at(a), at(a_scale), *ranges, at(y))
-        return y
+        rows, (first, last) = len(a), columns or (0, product.N)
+        line = f"multiply {self.isa} {product.K} {product.N} {product.group} {rows} {first} {last}"
+        answer = self.server.ask(line, product.codes, product.scales, a, a_scale, results=rows * product.N * 4)
+        return np.frombuffer(answer, np.float32).reshape(rows, product.N)
+
+    def transform(self, op: str, x: np.ndarray, scale: np.ndarray, *matrices: np.ndarray) -> np.ndarray:
+        """Return what one of the three transforms makes of x float32 or float16 [rows, channels]."""
+        (rows, channels), half = x.shape, x.dtype == np.float16
+        counts = (len(matrices[0]), len(matrices[-1])) if op == "KroneckerTransform" else (1, len(matrices[0]))
+        if op == "BlockTransform":
+            counts = matrices[0].shape[:2]
+        line = f"transform {self.isa} {half:d} {rows} {channels} {len(scale)} {op == 'KroneckerTransform':d}"
+        operands = [operand.astype(np.float32) for operand in (scale, *matrices)]
+        answer = self.server.ask(f"{line} {counts[0]} {counts[1]}", x, *operands, results=x.nbytes)
+        return np.frombuffer(answer, x.dtype).reshape(x.shape)
 
 
-def at(array: np.ndarray) -> ctypes.c_void_p:
-    assert array.flags.c_contiguous
-    return ctypes.c_void_p(array.ctypes.data)
+def kernels(isa: str) -> Kernels:
+    """Return the kernels of an instruction set, emulated or not. Skips the test where there are none."""
+    if isa in EMULATED:
+        return Kernels(emulated(), isa)
+    if isa not in server().available:
+        pytest.skip(f"this processor has no {isa}")
+    return Kernels(server(), isa)
 
 
 @functools.cache
-def kernels() -> Kernels:
-    """Compile the kernels, once for all tests. Skips the test where there is no compiler."""
-    return Kernels(compiled() / "kernels.so")
+def server(*flags: str) -> Server:
+    """Compile the kernels for this machine, once for all tests. Skips the test where there is no compiler."""
+    return Server(compiled(*flags))
 
 
 @functools.cache
-def compiled(*flags: str) -> Path:
-    """Return a folder with the objects of the kernels and with kernels.so made of them."""
+def emulated(processor: str = "max") -> Server:
+    """Compile the kernels for aarch64, to run under qemu as if on `processor`. Skips the test where that is missing."""
+    for program in (CROSS_COMPILER, QEMU):
+        if shutil.which(program) is None:
+            pytest.skip(f"there is no {program}")
+    return Server(compiled("-static", compiler=CROSS_COMPILER, machine="aarch64"), QEMU, "-cpu", processor)
+
+
+@functools.cache
+def compiled(*flags: str, compiler: str | None = None, machine: str | None = None) -> Path:
+    """Return a folder with the objects of the kernels and with the program `kernels` made of them."""
     try:
-        compiler = find_compiler()
+        command = find_compiler(compiler)
     except RuntimeUnavailableError as error:
         pytest.skip(str(error))
     folder = Path(tempfile.mkdtemp(prefix="catonnx-kernels-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    files = {file: own for file, own in sources().items() if file.name.startswith(("cpu", "product", "quantize"))}
+    rooms = ("cpu", "product", "quantize", "transform")
+    files = {file: own for file, own in sources(machine=machine).items() if file.name.startswith(rooms)}
     include = f"-I{next(iter(files)).parent}"
     files[WRAPPER] = next(own for file, own in files.items() if file.name == "cpu.cpp")
 
     def compile_one(file: Path, own: Sequence[str]) -> Path:
         target = folder / f"{file.stem}.o"
-        run([*compiler, *own, *WARNINGS, *flags, include, "-c", str(file), "-o", str(target)])
+        run([*command, *own, *WARNINGS, *flags, include, "-c", str(file), "-o", str(target)])
         return target
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, files, files.values()))
-    run([*compiler, "-shared", *flags, *map(str, objects), "-o", str(folder / "kernels.so")])
+    run([*command, *flags, *map(str, objects), "-o", str(folder / "kernels")])
     return folder
 
 

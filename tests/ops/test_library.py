@@ -87,10 +87,15 @@ def test_a_library_belongs_to_its_sources(tmp_path: Path) -> None:
 
 
 def test_sources_of_each_kind_of_machine() -> None:
-    names = {machine: {file.stem for file in sources(machine=machine)} for machine in ("x86_64", "aarch64", "riscv64")}
+    names = {
+        machine: {file.stem for file in sources(machine=machine)}
+        for machine in ("x86_64", "aarch64", "arm64", "riscv64")
+    }
     assert {"library", "transform_portable", "transform_avx2", "transform_avx512"} <= names["x86_64"]
     assert not [name for name in names["aarch64"] | names["riscv64"] if "avx" in name]
+    assert {"transform_neon", "product_stream_neondot"} <= names["aarch64"] == names["arm64"]
     assert "library" in names["riscv64"]
+    assert not [name for name in names["x86_64"] | names["riscv64"] if "neon" in name]
     flags = {file.stem: flags for file, flags in sources(machine="x86_64").items()}
     assert "-mavx512f" in flags["transform_avx512"]
     assert not [flag for flag in flags["transform_portable"] if flag.startswith("-m")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +9,19 @@ import pytest
 
 from catonnx.ops.build import find_compiler
 from tests.ops.native import (
+    EMULATED,
     ISAS,
     SANITIZERS,
     Kernels,
     Product,
-    compiled,
     exact,
     kernels,
     random_product,
     random_rows,
     run,
+    server,
 )
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 GROUPS = (16, 32, 64, 128, 256, 0)
 """0 stands for all of K, rounded up to 16."""
 CHANNELS = (1, 2, 15, 16, 17, 33, 64, 95, 128, 129, 250, 257, 576, 1000)
@@ -137,35 +136,49 @@ def test_no_channels_give_zeros(native: Kernels) -> None:
     np.testing.assert_array_equal(y, np.zeros((2, 3), np.float32))
 
 
-def test_nothing_beyond_the_operands_is_touched() -> None:
-    """Every operand ends where readable memory does: a vector too many and the process dies."""
-    assert "all right" in run(
-        [sys.executable, "-m", "tests.ops.guarded", str(compiled() / "kernels.so")], PYTHONPATH=str(ROOT)
-    )
+def check_random_shapes(native: Kernels) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        K, N, rows = int(rng.integers(1, 300)), int(rng.integers(1, 70)), int(rng.integers(1, 40))
+        product = random_product(rng, K, N, width(int(rng.choice(GROUPS)), K))
+        a, a_scale = random_rows(rng, rows, K)
+        assert_close(native.multiply(product, a, a_scale), product, a, a_scale)
+        x = rng.normal(size=(rows, K)).astype(np.float32)
+        codes, scales = native.quantize_rows(x, 8)
+        assert (np.abs(codes * scales[:, None] - x) <= 0.5001 * scales[:, None]).all(), (K, rows)
 
 
-def test_sanitizers_find_nothing() -> None:
+def test_random_shapes(native: Kernels) -> None:
+    check_random_shapes(native)
+
+
+def test_what_reaches_too_far_ends_the_process() -> None:
+    """Every operand and result of these tests ends where memory must not be touched."""
+    native = kernels("portable")
+    with pytest.raises(pytest.fail.Exception, match="ended with -"):
+        native.server.ask("overrun portable", results=1)
+    check_random_shapes(native)  # by a new process
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_sanitizers_find_nothing(isa: str) -> None:
     """The same products again, with address and undefined-behaviour sanitizers in the kernels."""
-    kernels()  # skips where there is no compiler
+    kernels(isa)  # skips where it is missing
     runtime = run([*find_compiler(), "-print-file-name=libasan.so"]).strip()
     if not Path(runtime).is_absolute():
         pytest.skip("the compiler came without libasan.so")
-    library = compiled(*SANITIZERS) / "kernels.so"
-    printed = run(
-        [sys.executable, "-m", "tests.ops.guarded", str(library)],
-        PYTHONPATH=str(ROOT),
-        LD_PRELOAD=runtime,
-        ASAN_OPTIONS="detect_leaks=0",
-    )
-    assert "all right" in printed
+    check_random_shapes(Kernels(server(*SANITIZERS), isa))
 
 
-def test_files_of_one_instruction_set_share_no_function() -> None:
+@pytest.mark.parametrize("emulated", [False, True])
+def test_files_of_one_instruction_set_share_no_function(emulated: bool) -> None:
     """The linker keeps one of all equal weak functions: were it the one for AVX-512, older processors would fail."""
-    kernels()
-    objects = [file for file in compiled().glob("*_*.o") if file.stem.rpartition("_")[2] in ISAS]
-    if not objects:
-        pytest.skip("this machine's library has no such files")
+    if emulated and not EMULATED:
+        pytest.skip("this machine emulates nothing")
+    isas = EMULATED if emulated else ISAS
+    folder = kernels(isas[0]).server.folder
+    objects = [file for file in folder.glob("*_*.o") if file.stem.rpartition("_")[2] in isas]
+    assert len(objects) >= 5
     listed = {file.name: run(["nm", "--defined-only", str(file)]).splitlines() for file in objects}
     assert all(listed.values())
     weak = {name: [line for line in lines if line.split()[1] in "WVu"] for name, lines in listed.items()}

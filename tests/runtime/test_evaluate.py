@@ -12,7 +12,7 @@ import pytest
 
 from catonnx.errors import CalibrationError, ModelError
 from catonnx.runtime.divergence import log_softmax
-from catonnx.runtime.evaluate import disk_bytes, evaluate
+from catonnx.runtime.evaluate import MismatchError, disk_bytes, evaluate, reference
 from catonnx.runtime.feeds import InputSpec
 from catonnx.runtime.sessions import open_session, run
 
@@ -43,6 +43,30 @@ def test_a_language_model_against_another(language_model: Writer) -> None:
     assert result.disk_bytes == candidate.stat().st_size
     assert steps == [("evaluate", done, 4) for done in (1, 2, 3, 4)]
     assert json.loads(json.dumps(result.to_json()))["rows"] == 2
+
+
+def test_a_reference_that_is_kept_is_the_reference(language_model: Writer) -> None:
+    source, candidate = language_model(), language_model("noisy", noise=0.3)
+    steps: list[tuple[str, int, int]] = []
+    with reference(source, ROWS) as kept:
+        results = [
+            evaluate(path, ROWS, against=kept, speed=False, progress=lambda *step: steps.append(step))
+            for path in (candidate, source)
+        ]
+    assert results[0] == evaluate(candidate, ROWS, against=source, speed=False)
+    assert results[1].kl_nats == pytest.approx(0, abs=1e-12)
+    assert results[1].top1_agreement == 1
+    assert steps == [("evaluate", 1, 2), ("evaluate", 2, 2)] * 2
+
+
+def test_rows_may_have_any_length(language_model: Writer) -> None:
+    path, lengths = language_model(), (3, 8)
+    rows = [row[:length] for row, length in zip(ROWS, lengths, strict=True)]
+    alone = [evaluate(path, [row], speed=False).perplexity or 0 for row in rows]
+    mean = sum(math.log(value) * (length - 1) for value, length in zip(alone, lengths, strict=True)) / 9
+    assert evaluate(path, rows, speed=False).perplexity == pytest.approx(math.exp(mean), rel=1e-6)
+    with pytest.raises(CalibrationError, match="token rows of shape"):
+        evaluate(path, [ROWS[0], ROWS[0, :1]])
 
 
 def test_a_language_model_alone(language_model: Writer) -> None:
@@ -83,7 +107,7 @@ def test_a_model_that_overflows_has_no_number_in_json(language_model: Writer) ->
 
 
 def test_models_that_do_not_match(language_model: Writer, encoder: Writer) -> None:
-    with pytest.raises(CalibrationError, match="models give different outputs: logits and last_hidden_state"):
+    with pytest.raises(MismatchError, match="models give different outputs: logits and last_hidden_state"):
         evaluate(language_model(), ROWS, against=encoder())
 
 

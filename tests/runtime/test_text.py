@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 from catonnx.errors import CalibrationError
-from catonnx.runtime.text import TokenStream, configured_bos, pack_text, read_text
+from catonnx.runtime.text import TokenStream, configured_bos, configured_ends, pack_text, passages, read_text
 
 Folder = Callable[..., Path]
 
@@ -153,3 +153,23 @@ def test_a_config_outside_of_the_folder_is_not_read(tmp_path: Path) -> None:
         configured_bos(folder)
     (folder / "model.onnx").symlink_to(blobs / "2")  # as in a cache of Hugging Face, where the model lies there too
     assert configured_bos(folder) == 5
+
+
+@pytest.mark.parametrize(("seq_len", "samples"), [(3, 10), (4, 2), (9, 1)])
+def test_passages_are_the_text_of_rows(seq_len: int, samples: int, tokenizer_folder: Folder) -> None:
+    stream = TokenStream.load(tokenizer_folder({"bos_token_id": 3}, special=False))
+    text = "a  b c d e\nf g h a b"
+    rows = pack_text(text, stream, seq_len=seq_len, samples=samples)
+    parts = passages(text, stream, seq_len=seq_len, samples=samples)
+    assert [stream.encode(part).tolist() for part in parts] == rows[:, 1:].tolist()
+    if (len(rows) * (seq_len - 1), samples) == (10, 10):
+        assert "".join(parts) == text  # nothing between them is lost
+
+
+def test_the_ends_of_a_text_are_those_of_all_configurations(tokenizer_folder: Folder) -> None:
+    folder = tokenizer_folder({"eos_token_id": 2})
+    assert configured_ends(folder) == {2}
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 5, null, "x", true]}')
+    (folder / "genai_config.json").write_text('{"model": {"eos_token_id": 7}}')
+    assert configured_ends(folder) == {1, 2, 5, 7}
+    assert configured_ends(folder.parent) == frozenset()

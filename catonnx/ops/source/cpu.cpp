@@ -5,12 +5,14 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace catonnx {
 namespace {
 
-constexpr Isa all[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512vnni, Isa::neon};
+constexpr Isa all[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512vnni, Isa::neon, Isa::neondot};
 
 #if defined(__x86_64__)
 bool has_f16c() {  // __builtin_cpu_supports knows it from g++ 11 on only
@@ -32,7 +34,24 @@ bool has(Isa isa) {
   }
 }
 #elif defined(__aarch64__)
-bool has(Isa isa) { return isa == Isa::portable || isa == Isa::neon; }  // every aarch64 has NEON
+bool has_dot_product() {
+#if defined(__ARM_FEATURE_DOTPROD)
+  return true;
+#elif defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+  return false;
+#endif
+}
+
+bool has(Isa isa) {
+  switch (isa) {
+    case Isa::portable:
+    case Isa::neon: return true;  // every aarch64 has NEON
+    case Isa::neondot: return has_dot_product();
+    default: return false;
+  }
+}
 #else
 bool has(Isa isa) { return isa == Isa::portable; }
 #endif
@@ -66,6 +85,7 @@ const char* name(Isa isa) {
     case Isa::avx512: return "avx512";
     case Isa::avx512vnni: return "avx512vnni";
     case Isa::neon: return "neon";
+    case Isa::neondot: return "neondot";
   }
   return "";
 }

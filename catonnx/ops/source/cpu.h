@@ -6,7 +6,7 @@
 
 namespace catonnx {
 
-enum class Isa { portable, avx2, avx512, avx512vnni, neon };
+enum class Isa { portable, avx2, avx512, avx512vnni, neon, neondot };
 
 const char* name(Isa isa);
 

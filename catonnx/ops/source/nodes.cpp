@@ -86,7 +86,7 @@ class TransformKernel {
 
   static void infer(const Inference& inference) { inference.like_input(0, inference.type(0), -1); }
 
-  explicit TransformKernel(const Creation& creation) : kernels_(transform_kernels()), transform_(name, creation) {}
+  explicit TransformKernel(const Creation& creation) : kernels_(transform_kernels(isa())), transform_(name, creation) {}
 
   void run(const Run& run) {
     const Tensor x = run.input(0);

@@ -21,7 +21,7 @@ class TransformQuantize {
   static void infer(const Inference& inference) { infer_quantized_rows(inference); }
 
   explicit TransformQuantize(const Creation& creation)
-      : grid_(name, creation), kernels_(transform_kernels()), transform_(name, creation) {}
+      : grid_(name, creation), kernels_(transform_kernels(isa())), transform_(name, creation) {}
 
   void run(const Run& run) {
     const Tensor x = run.input(0);

@@ -5,13 +5,14 @@
 
 namespace catonnx {
 
-// Their attributes.
+// Their attributes, and whose code computes the rows.
 struct Grid {
   Grid(const char* op, const Creation& creation);
 
   // See quantize_rows.
   void rows(const float* x, int64_t rows, int64_t channels, int8_t* codes, float* scales) const;
 
+  const Isa isa = catonnx::isa();
   int bits;
   float clip;
 };

@@ -41,7 +41,7 @@ class DynamicQuantize {
   }
 
   void rows(const Half* x, int64_t rows, int64_t channels, int8_t* codes, float* scales) const {
-    const TransformKernels& kernels = transform_kernels();
+    const TransformKernels& kernels = transform_kernels(grid_.isa);
     const std::unique_ptr<float[]> wide(new float[std::max<int64_t>(channels, 1)]);
     for (int64_t row = 0; row < rows; ++row) {
       kernels.widen(x + row * channels, channels, wide.get());
@@ -144,21 +144,26 @@ class QuantizedMatMul {
     const double cost = static_cast<double>(rows) * static_cast<double>(K_) / 16;
     if constexpr (std::is_same_v<T, float>) {
       run.parallel(N_, cost, COLUMNS, [&](int64_t first, int64_t last) {
-        multiply(product, a, a_scale, rows, first, last, y);
+        multiply(isa_, product, a, a_scale, rows, first, last, y + first, N_);
       });
     } else {
-      const std::unique_ptr<float[]> wide(new float[rows * N_]);
+      const TransformKernels& kernels = transform_kernels(isa_);
       run.parallel(N_, cost, COLUMNS, [&](int64_t first, int64_t last) {
-        multiply(product, a, a_scale, rows, first, last, wide.get());
-        for (int64_t row = 0; row < rows; ++row) {
-          transform_kernels().narrow(wide.get() + row * N_ + first, last - first, y + row * N_ + first);
+        const int64_t width = last - first;
+        const std::unique_ptr<float[]> wide(new float[std::min(rows, WIDE_ROWS) * width]);
+        for (int64_t row = 0; row < rows; row += WIDE_ROWS) {
+          const int64_t some = std::min(rows - row, WIDE_ROWS);
+          multiply(isa_, product, a + row * K_, a_scale + row, some, first, last, wide.get(), width);
+          for (int64_t i = 0; i < some; ++i) kernels.narrow(wide.get() + i * width, width, y + (row + i) * N_ + first);
         }
       });
     }
   }
 
   static constexpr int64_t COLUMNS = 128;  // of a range, at least: multiply() rearranges A once for each
+  static constexpr int64_t WIDE_ROWS = 1024;  // that are computed in float32 before they become float16
 
+  const Isa isa_ = isa();
   int64_t K_, N_, group_, groups_ = 0;
   Product product_;            // without codes and scales
   std::vector<float> scales_;  // b_scale, where it is constant and is not taken as it is
@@ -173,7 +178,7 @@ Grid::Grid(const char* op, const Creation& creation)
 }
 
 void Grid::rows(const float* x, int64_t rows, int64_t channels, int8_t* codes, float* scales) const {
-  quantize_rows(x, rows, channels, bits, clip, codes, scales);
+  quantize_rows(isa, x, rows, channels, bits, clip, codes, scales);
 }
 
 QuantizedRows::QuantizedRows(const Run& run, const Shape& x) : codes(static_cast<int8_t*>(run.output(0, x))) {

@@ -185,7 +185,7 @@ void Run::parallel(int64_t total, double cost, int64_t step,
 Floats::Floats(const float* data, int64_t) : data_(data) {}
 
 Floats::Floats(const Half* data, int64_t count) : own_(new float[count]), data_(own_.get()) {
-  transform_kernels().widen(data, count, own_.get());
+  transform_kernels(isa()).widen(data, count, own_.get());
 }
 
 }  // namespace catonnx

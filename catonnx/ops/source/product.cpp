@@ -5,7 +5,6 @@
 #include <memory>
 #include <new>
 
-#include "cpu.h"
 #include "product_kernels.h"
 
 namespace catonnx {
@@ -48,12 +47,12 @@ void multiply_portable(const Product& p, const Rows& rows, int64_t first, int64_
         for (int64_t k = 0; k < width; ++k) sum += x[k] * w[k];
         total += p.scales[n * groups + g] * static_cast<float>(sum);
       }
-      rows.y[r * p.N + n] = rows.scale[r] * total;
+      rows.y[r * rows.stride + n - first] = rows.scale[r] * total;
     }
   }
 }
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(__aarch64__)
 constexpr int64_t few_rows = 8;  // "stream" is faster up to here, or up to 16 where K is small and memory slow
 
 void multiply_with(Kernel* stream, Kernel* block, Bytes* block_bytes, const Product& p, const Rows& rows, int64_t first,
@@ -63,7 +62,8 @@ void multiply_with(Kernel* stream, Kernel* block, Bytes* block_bytes, const Prod
   const int64_t step = std::min(rows.count, std::max<int64_t>(48, (int64_t{1} << 20) / p.K / 12 * 12));
   uint8_t* memory = scratch(block_bytes(p, step));
   for (int64_t r = 0; r < rows.count; r += step) {
-    const Rows some = {rows.a + r * p.K, rows.scale + r, std::min(step, rows.count - r), rows.y + r * p.N};
+    const Rows some = {rows.a + r * p.K, rows.scale + r, std::min(step, rows.count - r), rows.y + r * rows.stride,
+                       rows.stride};
     block(p, some, first, last, memory);
   }
 }
@@ -74,20 +74,23 @@ void multiply_with(Kernel* stream, Kernel* block, Bytes* block_bytes, const Prod
 // For 128 channels (64 bytes of codes): as many activations, and 16 sums.
 int64_t stream_bytes(const Product& p, int64_t rows) { return rows * ceil_div(row_bytes(p), 64) * 192; }
 
-void multiply(const Product& p, const int8_t* a, const float* a_scale, int64_t rows, int64_t first, int64_t last,
-              float* y) {
-  const Rows all = {a, a_scale, rows, y};
+void multiply(Isa isa, const Product& p, const int8_t* a, const float* a_scale, int64_t rows, int64_t first,
+              int64_t last, float* y, int64_t stride) {
+  const Rows all = {a, a_scale, rows, y, stride};
   if (rows == 0 || first >= last) return;
   if (p.K == 0) {
-    for (int64_t r = 0; r < rows; ++r) std::fill(y + r * p.N + first, y + r * p.N + last, 0.0f);
+    for (int64_t r = 0; r < rows; ++r) std::fill(y + r * stride, y + r * stride + last - first, 0.0f);
     return;
   }
-  switch (isa()) {
+  switch (isa) {
 #if defined(__x86_64__)
     case Isa::avx512vnni:
       return multiply_with(stream_avx512vnni, block_avx512vnni, block_bytes_avx512vnni, p, all, first, last);
     case Isa::avx512:
     case Isa::avx2: return multiply_with(stream_avx2, block_avx2, block_bytes_avx2, p, all, first, last);
+#elif defined(__aarch64__)
+    case Isa::neondot: return multiply_with(stream_neondot, block_neondot, block_bytes_neondot, p, all, first, last);
+    case Isa::neon: return multiply_with(stream_neon, block_neon, block_bytes_neon, p, all, first, last);
 #endif
     default: return multiply_portable(p, all, first, last);
   }

@@ -7,11 +7,8 @@
 // -8 times the sum of its activations.
 #pragma once
 
-#include <immintrin.h>
-
-#include <cstring>
-
 #include "product_kernels.h"
+#include "product_steps.h"
 
 namespace catonnx {
 namespace {
@@ -68,29 +65,22 @@ void unpack(const Product& p, const Layout<Set>& to, int64_t n, int64_t count) {
   }
 }
 
-// R rows of a as steps of a tile, and where their sums start. 16 channels at a time: never of two groups.
+// R rows of a as steps of a tile, and where their sums start.
 template <class Set>
 void arrange(const Product& p, const int8_t* a, int64_t R, const Layout<Set>& layout, int8_t* rows, int32_t* starts) {
-  const __m128i apart = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
-  const __m128i eights = _mm_set1_epi8(8), ones = _mm_set1_epi16(1);
   for (int64_t r = 0; r < R; ++r)
     for (int64_t g = 0, step = 0; g < layout.groups; ++g) {
       const int64_t end = smaller(layout.steps, step + layout.group_steps);
-      __m128i sum = _mm_setzero_si128();
+      Sums4 sums = no_sums();
       for (; step < end; step += 4) {
-        alignas(16) int8_t run[16] = {};
-        const int64_t rest = p.K - step * 4;
-        const int8_t* from = a + r * p.K + step * 4;
-        if (rest < 16) from = static_cast<const int8_t*>(std::memcpy(run, from, static_cast<size_t>(rest)));
-        const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-        sum = _mm_add_epi32(sum, _mm_madd_epi16(_mm_maddubs_epi16(eights, x), ones));
-        alignas(16) int32_t words[4];
-        _mm_store_si128(reinterpret_cast<__m128i*>(words), _mm_shuffle_epi8(x, apart));
+        const Sixteen x = load_some(a + r * p.K, step * 4, p.K);
+        sums = add_up(sums, x);
+        alignas(16) int8_t words[16];
+        store_steps(x, words);
         for (int64_t i = 0; i < smaller(4, layout.steps - step); ++i)
-          std::memcpy(rows + ((step + i) * R + r) * 4, words + i, 4);
+          std::memcpy(rows + ((step + i) * R + r) * 4, words + i * 4, 4);
       }
-      sum = _mm_hadd_epi32(sum, sum);
-      starts[g * R + r] = -_mm_cvtsi128_si32(_mm_hadd_epi32(sum, sum));
+      starts[g * R + r] = -eight_times(sums);
     }
 }
 
@@ -115,10 +105,10 @@ void block(const Product& p, const Rows& rows, int64_t first, int64_t last, uint
     const uint8_t* end = p.codes + smaller(n + count + layout.columns, last) * row_bytes(p);
     for (int64_t r = 0; r < rows.count; r += Set::tile_rows) {
       for (int64_t i = 0; i < piece && next < end; i += 64, next += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
+        __builtin_prefetch(next);
       const Rows some = {layout.rows + r * layout.steps * 4, rows.scale + r, smaller(Set::tile_rows, rows.count - r),
-                         rows.y + r * p.N + n};
-      tiles[some.count - 1](layout, some, layout.starts + r * layout.groups, count, p.N);
+                         rows.y + r * rows.stride + n - first, rows.stride};
+      tiles[some.count - 1](layout, some, layout.starts + r * layout.groups, count);
     }
   }
 }

@@ -58,8 +58,7 @@ struct Avx2 {
   }
 
   template <int R>
-  static void tile(const Layout<Avx2>& layout, const Rows& rows, const int32_t* starts, int64_t columns,
-                   int64_t stride) {
+  static void tile(const Layout<Avx2>& layout, const Rows& rows, const int32_t* starts, int64_t columns) {
     const __m256i ones = _mm256_set1_epi16(1);
     const uint8_t* codes = layout.panel;
     const float* scales = layout.scales;
@@ -104,7 +103,7 @@ struct Avx2 {
         }
     }
     for (int r = 0; r < R; ++r)
-      for (int64_t c = 0; c < columns; ++c) rows.y[r * stride + c] = real[r][c] * rows.scale[r];
+      for (int64_t c = 0; c < columns; ++c) rows.y[r * rows.stride + c] = real[r][c] * rows.scale[r];
   }
 };
 

@@ -63,8 +63,7 @@ struct Vnni {
   }
 
   template <int R>
-  static void tile(const Layout<Vnni>& layout, const Rows& rows, const int32_t* starts, int64_t columns,
-                   int64_t stride) {
+  static void tile(const Layout<Vnni>& layout, const Rows& rows, const int32_t* starts, int64_t columns) {
     const uint8_t* codes = layout.panel;
     const float* scales = layout.scales;
     const int8_t* a = rows.a;
@@ -100,7 +99,7 @@ struct Vnni {
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       const __m512 scale = _mm512_set1_ps(rows.scale[r]);
-      float* y = rows.y + r * stride;
+      float* y = rows.y + r * rows.stride;
       _mm512_mask_storeu_ps(y, static_cast<__mmask16>(present), _mm512_mul_ps(real[r][0], scale));
       _mm512_mask_storeu_ps(y + 16, static_cast<__mmask16>(present >> 16), _mm512_mul_ps(real[r][1], scale));
     }

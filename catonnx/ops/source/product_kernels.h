@@ -6,12 +6,14 @@
 
 namespace catonnx {
 
-// Activations int8 [count, K] with a scale each, and where their products go, [count, N].
+// Activations int8 [count, K] with a scale each, and where their products with the first column go; those with the next
+// one lie beside it, those of the next row `stride` further.
 struct Rows {
   const int8_t* a;
   const float* scale;
   int64_t count;
   float* y;
+  int64_t stride;
 };
 
 // "stream": few rows; codes are read once and unpacked in registers. "block": many rows; codes are unpacked to bytes, a
@@ -20,8 +22,9 @@ struct Rows {
 using Kernel = void(const Product& product, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch);
 using Bytes = int64_t(const Product& product, int64_t rows);
 
-Kernel stream_avx2, stream_avx512vnni, block_avx2, block_avx512vnni;
-Bytes stream_bytes, block_bytes_avx2, block_bytes_avx512vnni;
+Kernel stream_avx2, stream_avx512vnni, stream_neon, stream_neondot;
+Kernel block_avx2, block_avx512vnni, block_neon, block_neondot;
+Bytes stream_bytes, block_bytes_avx2, block_bytes_avx512vnni, block_bytes_neon, block_bytes_neondot;
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t to) { return ceil_div(a, to) * to; }

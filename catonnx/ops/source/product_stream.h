@@ -68,7 +68,7 @@ void columns(const Product& p, const Set& set, const Chunk<Set::bytes>* a, const
   for (int i = 0; i < 4 * R; i += 4) Set::template sums_of_4<channel>(partial + i, sums + i);
   for (c = 0; c < count; ++c)
     for (int r = 0; r < R; ++r)
-      rows.y[r * p.N + n + c] = sums[c * R + r] * (channel ? rows.scale[r] * p.scales[n + c] : rows.scale[r]);
+      rows.y[r * rows.stride + c] = sums[c * R + r] * (channel ? rows.scale[r] * p.scales[n + c] : rows.scale[r]);
 }
 
 template <class Set, Grouping grouping>
@@ -78,7 +78,8 @@ void stream(const Product& p, const Set& set, const Chunk<Set::bytes>* a, const 
                                                             columns<Set, grouping, 3>, columns<Set, grouping, 4>};
   for (int64_t n = first; n < last; n += 4)
     for (int64_t r = 0; r < rows.count; r += 4) {
-      const Rows some = {nullptr, rows.scale + r, smaller(4, rows.count - r), rows.y + r * p.N};
+      const Rows some = {nullptr, rows.scale + r, smaller(4, rows.count - r), rows.y + r * rows.stride + n - first,
+                         rows.stride};
       kinds[some.count - 1](p, set, a + r * set.chunks, some, n, smaller(4, last - n));
     }
 }

@@ -2,7 +2,6 @@
 
 #include <cmath>
 
-#include "cpu.h"
 
 namespace catonnx {
 namespace {
@@ -22,16 +21,18 @@ int64_t scratch_floats(const TransformView& view) {
   return view.run + 2 * (MOST_TILE_ROWS + view.outer) * padded(view.inner);
 }
 
-const TransformKernels& transform_kernels() {
+const TransformKernels& transform_kernels(Isa isa) {
+  switch (isa) {
 #if defined(__x86_64__)
-  switch (isa()) {
     case Isa::avx2: return avx2_transforms;
     case Isa::avx512:
     case Isa::avx512vnni: return avx512_transforms;
-    default: break;
-  }
+#elif defined(__aarch64__)
+    case Isa::neon:
+    case Isa::neondot: return neon_transforms;
 #endif
-  return portable_transforms;  // vectors of 4 floats: compiled for aarch64, that is NEON
+    default: return portable_transforms;
+  }
 }
 
 namespace {

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu.h"
+
 namespace catonnx {
 
 // A float16 as it lies in memory.
@@ -41,9 +43,9 @@ struct TransformKernels {
   void (*narrow)(const float* x, int64_t count, Half* y);
 };
 
-const TransformKernels& transform_kernels();  // of isa(), see cpu.h
+const TransformKernels& transform_kernels(Isa isa);
 
-extern const TransformKernels portable_transforms, avx2_transforms, avx512_transforms;
+extern const TransformKernels portable_transforms, avx2_transforms, avx512_transforms, neon_transforms;
 
 // Prepares TransformViews, and holds what they point to.
 class Transform {

@@ -11,6 +11,8 @@ namespace {
 constexpr int TILE_ROWS = 6, TILE_COLUMNS = 4;  // vectors of sums that stay in registers
 #elif defined(__AVX2__)
 constexpr int TILE_ROWS = 6, TILE_COLUMNS = 2;
+#elif defined(CATONNX_NEON)
+constexpr int TILE_ROWS = 4, TILE_COLUMNS = 4;
 #else
 constexpr int TILE_ROWS = 4, TILE_COLUMNS = 2;
 #endif

@@ -10,6 +10,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(CATONNX_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace catonnx {
@@ -21,6 +23,9 @@ constexpr int REGISTERS = 16;  // vectors of a run that are transformed in regis
 #elif defined(__AVX2__)
 constexpr int N = 8;
 constexpr int REGISTERS = 8;
+#elif defined(CATONNX_NEON)
+constexpr int N = 4;
+constexpr int REGISTERS = 16;
 #else
 constexpr int N = 4;
 constexpr int REGISTERS = 8;
@@ -47,6 +52,9 @@ inline V load(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpre
 inline void store(Half* p, V v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
+#elif defined(CATONNX_NEON)
+inline V load(const Half* p) { return (V)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits))); }
+inline void store(Half* p, V v) { vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v))); }
 #else
 union Bits {
   uint32_t integer;
