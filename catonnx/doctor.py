@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-import shutil
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from catonnx.cores import usable_cores
 from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops.build import COMPILERS, find_compiler
-from catonnx.ops.place import BUILD, library
+from catonnx.ops.nvcc import require_nvcc
+from catonnx.ops.place import BUILD, has_cuda, library
 from catonnx.runtime.library import instruction_set
 from catonnx.runtime.probe import why_not
 from catonnx.runtime.sessions import import_onnxruntime
@@ -113,8 +113,10 @@ def _kernels() -> Iterator[Finding]:
         yield Finding("compiler", "ok", compiler)
     except RuntimeUnavailableError as error:
         yield Finding("compiler", "absent", f"none of {', '.join(COMPILERS)}", error.hint or "")
-    nvcc = shutil.which("nvcc")
-    yield Finding("nvcc", "ok" if nvcc else "absent", nvcc or "not on PATH")
+    try:
+        yield Finding("nvcc", "ok", require_nvcc())
+    except RuntimeUnavailableError as error:
+        yield Finding("nvcc", "absent", error.what, error.hint or "")
     try:
         path = library()
     except RuntimeUnavailableError as error:
@@ -128,7 +130,8 @@ def _kernels() -> Iterator[Finding]:
     except RuntimeUnavailableError as error:
         yield Finding("operators' library", "broken", str(error), error.hint or "")
     else:
-        yield Finding("operators' library", "ok", f"{path}, with kernels for {isa}")
+        cuda = " and CUDA" if has_cuda(path) else ""
+        yield Finding("operators' library", "ok", f"{path}, with kernels for {isa}{cuda}")
 
 
 def _extras() -> Iterator[Finding]:

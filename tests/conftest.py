@@ -96,4 +96,4 @@ def ops_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         find_compiler()
     except RuntimeUnavailableError as error:
         pytest.skip(str(error))
-    return build(tmp_path_factory.mktemp("ops") / "library.so", flags=["-Werror"])
+    return build(tmp_path_factory.mktemp("ops") / "library.so", flags=["-Werror"], cuda=False)

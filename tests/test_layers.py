@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "catonnx.plaindata",
         "catonnx.ops.place",
     ),
+    ("catonnx.ops.nvcc",),
     ("catonnx.graph", "catonnx.measured", "catonnx.ops.build"),
     ("catonnx.passes", "catonnx.runtime"),
     ("catonnx.learned", "catonnx.ops", "catonnx.genai"),

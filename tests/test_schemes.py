@@ -247,7 +247,6 @@ def test_activations_are_rounded_as_the_plan_says(tiny_llama: Path, tmp_path: Pa
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "operators on CUDA": ({"form": "op", "provider": "cuda"}, "kernels for the CPU only"),
     "operators and an asymmetric range": ({"form": "op", "scheme": "w4a8"}, "one symmetric range per token"),
     "operators and a static range": (
         {"form": "op", "scheme": "w4a8", "activation_range": "symmetric", "activations": "static"},

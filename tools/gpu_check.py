@@ -5,8 +5,9 @@
 
 It writes two Llama-shaped float16 models with random weights (a small one and one of a billion parameters), rounds both
 to int4 with and without transforms, and says for each: do all nodes run on the GPU, do its outputs agree with the
-CPU's, how fast are decode and prefill, how much memory do they take. A table goes to the terminal; the same as Markdown
-and JSON to tools/results/.
+CPU's, how fast are decode and prefill, how much memory do they take. Before that it builds the library of our
+operators with nvcc and says how right and how fast each of them is; the models run with it. A table goes to the
+terminal; the same as Markdown and JSON to tools/results/.
 
 Exit codes: 0 all bounds met; 1 one missed, or a check failed; 2 wrong arguments; 77 no CUDA provider or no device.
 """
@@ -15,20 +16,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from catonnx.errors import CatonnxError
+from catonnx.ops.place import VARIABLE
 from catonnx.runtime.sessions import open_session
-from tools import gpu_checks
+from tools import gpu_checks, gpu_operators
 from tools.gpu_checks import Plan
 from tools.llama_shape import IR_VERSION, OPSET, LlamaShape
 from tools.machine import graphics_cards, surroundings
+from tools.operator_cases import draw_cases
 from tools.tables import Row, all_well, attempt, markdown, write_json
 
 NO_DEVICE = 77
@@ -57,9 +62,15 @@ def main(arguments: list[str] | None = None) -> int:
     cards = graphics_cards() if options.provider == "cuda" else []
     head = surroundings() | {"provider": options.provider, "gpus": cards}
     rows: list[Row] = []
-    for plan in plans:
-        with tempfile.TemporaryDirectory(prefix="gpu-check-", dir=options.scratch) as scratch:
-            rows += check(plan, options.provider, Path(scratch), deadline)
+    before = os.environ.get(VARIABLE)
+    with tempfile.TemporaryDirectory(prefix="gpu-check-", dir=options.scratch) as held:
+        rows += check_operators(options.provider, Path(held), deadline, tiny=options.tiny or options.provider == "cpu")
+        for plan in plans:
+            with tempfile.TemporaryDirectory(prefix="gpu-check-", dir=options.scratch) as scratch:
+                rows += check(plan, options.provider, Path(scratch), deadline)
+    os.environ.pop(VARIABLE, None)
+    if before is not None:
+        os.environ[VARIABLE] = before
     report(head, rows, options.out or (RESULTS if options.provider == "cuda" else None))
     return 0 if all_well(rows) else 1
 
@@ -78,6 +89,43 @@ def why_not(provider: str) -> str:
         except CatonnxError as error:
             return str(error)
     return ""
+
+
+def check_operators(provider: str, folder: Path, deadline: float, *, tiny: bool) -> list[Row]:
+    """Build the library of our operators and measure each of them; the models that follow run with it."""
+    group, paths = gpu_operators.GROUP, []
+
+    def make() -> list[Row]:
+        begin = time.monotonic()
+        paths.append(gpu_operators.built(provider, folder))
+        return [Row(group, "library built", f"{time.monotonic() - begin:.0f} s")]
+
+    _say(f"{group}: building the library")
+    rows = attempt(group, "library built", make)
+    if not paths:
+        return rows
+    (library,) = paths
+    os.environ[VARIABLE] = str(library)
+    sizes = gpu_operators.TINY if tiny else gpu_operators.Sizes()
+    steps = {
+        "numerics": lambda: gpu_operators.numerics(library, provider, list(draw_cases(library, few=tiny))),
+        "prologue": lambda: gpu_operators.prologues(library, provider, sizes),
+        "products": lambda: gpu_operators.products(library, provider, sizes),
+    }
+    if provider == "cuda":
+        steps["races"] = lambda: gpu_operators.races(library)
+    return rows + _measured(group, steps, deadline)
+
+
+def _measured(group: str, steps: Mapping[str, Callable[[], list[Row]]], deadline: float) -> list[Row]:
+    rows: list[Row] = []
+    for name, measure in steps.items():
+        if time.monotonic() > deadline:
+            rows.append(Row(group, name, "not begun: the time was up; raise --seconds", failed=True))
+            continue
+        _say(f"{group}: {name}")
+        rows += attempt(group, name, measure)
+    return rows
 
 
 def check(plan: Plan, provider: str, scratch: Path, deadline: float) -> list[Row]:
@@ -103,13 +151,7 @@ def check(plan: Plan, provider: str, scratch: Path, deadline: float) -> list[Row
         "speed": lambda: gpu_checks.speed(plan, provider, paths),
         "agreement": lambda: gpu_checks.agreement(plan, provider, paths),
     }
-    for name, measure in steps.items():
-        if time.monotonic() > deadline:
-            rows.append(Row(plan.name, name, "not begun: the time was up; raise --seconds", failed=True))
-            continue
-        _say(f"{plan.name}: {name}")
-        rows += attempt(plan.name, name, measure)
-    return rows
+    return rows + _measured(plan.name, steps, deadline)
 
 
 def report(head: dict[str, Any], rows: list[Row], out: Path | None) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from catonnx.ops import library, register
+from catonnx.ops.place import has_cuda
 from catonnx.runtime.decoding import Decoder
 from catonnx.runtime.feeds import InputSpec
 from catonnx.runtime.sessions import PROVIDER_NAMES, import_onnxruntime
@@ -37,6 +39,8 @@ class Placement:
 def placement(path: Path, provider: str, tokens: np.ndarray) -> Placement:
     """Run `tokens` int64 [sequence] at once and one token more, and say where each node ran.
 
+    With the library of our operators, if it is built for the provider.
+
     Args:
         path: A language model with a cache.
         provider: "cpu" or "cuda": where nodes should run. Shape arithmetic (small vectors of whole numbers) belongs on
@@ -52,6 +56,9 @@ def placement(path: Path, provider: str, tokens: np.ndarray) -> Placement:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch) / "profile")
         options.log_severity_level = 3
+        found = library()
+        if found is not None and (provider == "cpu" or has_cuda(found)):
+            register(options)
         names = list(dict.fromkeys([wanted, PROVIDER_NAMES["cpu"]]))
         session = runtime.InferenceSession(str(path), options, providers=names, enable_fallback=0)
         decoder = Decoder(session, InputSpec.from_session(session))

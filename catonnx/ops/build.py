@@ -1,4 +1,4 @@
-"""Compile the operators' library: all it takes is a C++17 compiler."""
+"""Compile the operators' library: all it takes is a C++17 compiler, and nvcc for its CUDA part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from catonnx.errors import OutputError, RuntimeUnavailableError
-from catonnx.ops.place import NAME, SOURCE, default_place, sources
+from catonnx.ops.nvcc import compile_command, find_nvcc, link_command, require_nvcc
+from catonnx.ops.place import NAME, SOURCE, cuda_sources, default_place, sources
 
 COMPILERS = ("g++", "clang++", "c++")
 INSTALL_COMPILER = "install a C++ compiler: apt install g++, dnf install gcc-c++, or the like"
@@ -28,6 +29,7 @@ def build(
     sanitize: str | None = None,
     flags: Sequence[str] = (),
     source: Path = SOURCE,
+    cuda: bool | None = None,
 ) -> Path:
     """Compile the library, and return where it lies.
 
@@ -36,15 +38,19 @@ def build(
         compiler: Command of a C++ compiler; unless given the environment variable CXX, or else the first of g++,
             clang++ and c++ that is there.
         sanitize: Sanitizers to build in, as "address,undefined".
-        flags: Further flags, for the compiler and for the linker.
+        flags: Further flags, for the C++ compiler and, without CUDA, for the linker.
         source: Folder of the sources.
+        cuda: Whether to compile the CUDA kernels too; unless given, if there is an nvcc.
 
     Raises:
         OutputError: the library cannot be written there.
-        RuntimeUnavailableError: there is no compiler, or it fails.
+        RuntimeUnavailableError: there is no compiler, or no nvcc where one is needed, or it fails.
     """
     command = find_compiler(compiler)
-    place = default_place() if output is None else output
+    if cuda is None:
+        cuda = find_nvcc() is not None
+    nvcc = require_nvcc() if cuda else None
+    place = default_place(cuda=cuda) if output is None else output
     if place is None:
         raise OutputError("this user has no home where the library could be kept", hint="give --output and CATONNX_OPS")
     if sanitize:
@@ -56,7 +62,7 @@ def build(
             place.parent.mkdir(parents=True, exist_ok=True)
         # Built beside its place and renamed: whoever looks there meanwhile finds a whole library or none.
         with tempfile.TemporaryDirectory(prefix=".building-", dir=place.absolute().parent) as folder:
-            built = _compile(command, sources(source), flags, Path(folder))
+            built = _compile(command, nvcc, source, flags, Path(folder))
             built.replace(place)
     except OSError as error:
         raise OutputError(
@@ -88,18 +94,25 @@ def find_compiler(wished: str | None = None) -> list[str]:
     raise RuntimeUnavailableError(f"there is no C++ compiler: none of {', '.join(COMPILERS)}", hint=INSTALL_COMPILER)
 
 
-def _compile(command: Sequence[str], files: dict[Path, tuple[str, ...]], flags: Sequence[str], folder: Path) -> Path:
+def _compile(command: Sequence[str], nvcc: str | None, source: Path, flags: Sequence[str], folder: Path) -> Path:
+    jobs = [
+        [*command, *own, "-Wall", "-Wextra", *flags, "-c", str(file), "-o", str(_object(folder, file))]
+        for file, own in sources(source, cuda=nvcc is not None).items()
+    ]
+    files = list(sources(source, cuda=nvcc is not None))
+    if nvcc is not None:  # these take longest
+        kernels = cuda_sources(source)
+        jobs = [*(compile_command(nvcc, command, file, _object(folder, file)) for file in kernels), *jobs]
+        files += kernels
     with ThreadPoolExecutor(_JOBS) as pool:
-        jobs = [
-            pool.submit(
-                _run, [*command, *own, "-Wall", "-Wextra", *flags, "-c", str(file), "-o", f"{folder / file.stem}.o"]
-            )
-            for file, own in files.items()
-        ]
-        for job in jobs:
-            job.result()
+        for _ in pool.map(_run, jobs):
+            pass
     built = folder / NAME
-    link = [*command, "-shared", *flags, *(f"{folder / file.stem}.o" for file in files), "-o", str(built)]
+    objects = [str(_object(folder, file)) for file in files]
+    if nvcc is None:
+        link = [*command, "-shared", *flags, *objects, "-o", str(built)]
+    else:
+        link = link_command(nvcc, command, objects, built)
     _run(link)
     if not built.is_file():
         raise RuntimeUnavailableError(
@@ -108,11 +121,21 @@ def _compile(command: Sequence[str], files: dict[Path, tuple[str, ...]], flags: 
     return built
 
 
+def _object(folder: Path, file: Path) -> Path:
+    return folder / f"{file.name}.o"
+
+
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
     complaints = (done.stderr or done.stdout).strip().splitlines()[:_SHOWN_LINES]
+    if any("unsupported" in line and "version" in line for line in complaints):
+        raise RuntimeUnavailableError(
+            "\n".join(["nvcc refuses the C++ compiler", *complaints]),
+            where=shlex.join(command),
+            hint="name an older one that is installed, as --compiler g++-13; or install a newer CUDA toolkit",
+        )
     raise RuntimeUnavailableError(
         "\n".join([f"the compiler failed with code {done.returncode}", *complaints]),
         where=shlex.join(command),

@@ -19,11 +19,17 @@ VARIABLE = "CATONNX_OPS"
 """Environment variable that names another library file."""
 
 BUILD = "python -m catonnx.ops build"
+BUILD_CUDA = f"{BUILD} --cuda"
 
 _BASE = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 _ARM = {"neon": (), "neondot": ("-march=armv8.2-a+dotprod",)}
+_CUDA = ("-DCATONNX_CUDA",)
+CUDA_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-cudart=static")
+ARCHITECTURES = ("80", "86", "89", "90")
+"""Compute capabilities, times ten, for which the CUDA kernels are compiled; of the last PTX too, for newer devices."""
+
 _FLAGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "x86_64": {"avx2": _AVX2, "avx512": _AVX512, "avx512vnni": (*_AVX512, "-mavx512vnni")},
     "aarch64": _ARM,
@@ -39,9 +45,9 @@ def library() -> Path | None:
         RuntimeUnavailableError: CATONNX_OPS names what is no file.
     """
     named = os.environ.get(VARIABLE)
-    path = Path(named).absolute() if named else default_place()
-    if path is not None and path.is_file():
-        return path
+    for path in (Path(named).absolute(),) if named else (default_place(cuda=True), default_place()):
+        if path is not None and path.is_file():
+            return path
     if not named:
         return None
     raise RuntimeUnavailableError(
@@ -49,33 +55,53 @@ def library() -> Path | None:
     )
 
 
-def default_place() -> Path | None:
-    """Return where the library of these sources is kept for this user and kind of machine; None without a home."""
+def has_cuda(path: Path) -> bool:
+    """Return whether a library has kernels for CUDA."""
+    return b"CUDAExecutionProvider" in path.read_bytes()
+
+
+def default_place(*, cuda: bool = False) -> Path | None:
+    """Return where the library of these sources is kept for this user and kind of machine; None without a home.
+
+    The one with CUDA kernels has a place of its own, and is the one that is used if both are there.
+    """
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
         return None
-    return cache / "catonnx" / f"ops-{digest()[:16]}-{platform.machine()}" / NAME
+    return cache / "catonnx" / f"ops-{digest()[:16]}-{platform.machine()}{'-cuda' if cuda else ''}" / NAME
 
 
 def digest(source: Path = SOURCE) -> str:
     """Return a SHA-256 over all sources and the flags that they are compiled with."""
-    whole = hashlib.sha256(repr((_BASE, _FLAGS)).encode())
-    for file in sorted(file for file in source.rglob("*") if file.suffix in (".cpp", ".h")):
+    whole = hashlib.sha256(repr((_BASE, _FLAGS, CUDA_FLAGS, ARCHITECTURES)).encode())
+    for file in sorted(file for file in source.rglob("*") if file.suffix in (".cpp", ".h", ".cu", ".cuh")):
         whole.update(file.relative_to(source).as_posix().encode() + b"\0")
         whole.update(hashlib.sha256(file.read_bytes()).digest())
     return whole.hexdigest()
 
 
-def sources(source: Path = SOURCE, machine: str | None = None) -> dict[Path, tuple[str, ...]]:
-    """Return the source files for a kind of machine (this one unless given), each with its compiler flags."""
+def sources(source: Path = SOURCE, machine: str | None = None, *, cuda: bool = False) -> dict[Path, tuple[str, ...]]:
+    """Return the C++ files for a kind of machine (this one unless given), each with its compiler flags.
+
+    Those of CUDA are in if asked for; what nvcc compiles is not among them, see `cuda_sources`.
+    """
+    base = (*_BASE, *_CUDA) if cuda else _BASE
     known = {suffix for suffixes in _FLAGS.values() for suffix in suffixes}
     own = _FLAGS.get(platform.machine() if machine is None else machine, {})
     files: dict[Path, tuple[str, ...]] = {}
     for file in sorted(source.glob("*.cpp")):
         suffix = file.stem.rpartition("_")[2]
-        if suffix not in known:
-            files[file] = _BASE
+        if suffix == "cuda":
+            if cuda:
+                files[file] = base
+        elif suffix not in known:
+            files[file] = base
         elif suffix in own:
-            files[file] = (*_BASE, *own[suffix])
+            files[file] = (*base, *own[suffix])
     return files
+
+
+def cuda_sources(source: Path = SOURCE) -> list[Path]:
+    """Return the files that nvcc compiles."""
+    return sorted(source.glob("*.cu"))

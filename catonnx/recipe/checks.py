@@ -111,7 +111,7 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
     yield (
         nbits and recipe.scheme == "w4a8" and recipe.provider != "cpu",
         "MatMulNBits rounds activations to 8 bits on the CPU only",
-        "choose form qdq or integer for CUDA",
+        "choose form op, qdq or integer for CUDA",
     )
     yield (
         nbits and recipe.scheme == "w4a8" and recipe.accuracy_level not in (0, 4),
@@ -176,11 +176,6 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
 def _contradictions_of_op(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
     if recipe.form != "op":
         return
-    yield (
-        recipe.provider != "cpu",
-        "the operators of form op have kernels for the CPU only",
-        "choose form nbits, qdq or integer for CUDA",
-    )
     ranged = recipe.activation_range != "symmetric" or recipe.activations != "dynamic"
     yield (
         recipe.rounds_activations and (ranged or recipe.activation_group_size is not None),

@@ -16,7 +16,7 @@ from catonnx.errors import ModelError, RuntimeUnavailableError
 from catonnx.graph.load import find
 from catonnx.graph.operators import DOMAIN
 from catonnx.ops.build import find_compiler
-from catonnx.ops.place import BUILD, library
+from catonnx.ops.place import BUILD, BUILD_CUDA, has_cuda, library
 from catonnx.runtime.sessions import import_onnxruntime, open_session, runtime_errors
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ _MARK = "catonnx.ops"
 def register(session_options: SessionOptions) -> None:
     """Let sessions with these options run our operators with the kernels of our library.
 
-    Any number of options may be registered, and the same ones twice.
+    Any number of options may be registered, and the same ones twice. With a library that was built without CUDA, the
+    operators of a CUDA session run on the CPU, between copies: `session` leaves such a library out.
 
     Args:
         session_options: `onnxruntime.SessionOptions`.
@@ -64,9 +65,9 @@ def instruction_set() -> str:
 def session(path: str | Path, provider: str = "cpu", *, config: Mapping[str, str] | None = None) -> InferenceSession:
     """Open a model, with our library if it is built and the model uses our operators.
 
-    Where the library is missing, does not fit, or has no kernel for the model's types or provider (it has none for
-    CUDA), the operators run as the functions that the model holds. Of a library that is there but cannot be used, a
-    warning tells.
+    Where the library is missing, does not fit, or has no kernel for the model's types or provider (for CUDA it has
+    them if it was built with nvcc), the operators run as the functions that the model holds. Of a library that is
+    there but cannot be used, a warning tells.
 
     Args:
         path: An .onnx file, or the folder of one.
@@ -93,11 +94,16 @@ def open_model(path: str | Path, *, provider: str = "cpu", **options: Any) -> In
         CatonnxError: as `open_session`.
     """
     path = Path(path)
-    if provider != "cpu" or not path.is_file() or not _uses_domain(path):
+    if not path.is_file() or not _uses_domain(path):
         return open_session(path, provider=provider, **options)
     try:
-        if library() is None:
+        found = library()
+        if found is None:
             return open_session(path, provider=provider, **options)
+        if provider == "cuda" and not has_cuda(found):  # each node would run on the CPU, between two copies
+            raise RuntimeUnavailableError(
+                "it has no kernels for CUDA", where=found, hint=f"build it anew: {BUILD_CUDA}"
+            )
         return open_session(path, provider=provider, prepare=register, **options)
     except (ModelError, RuntimeUnavailableError) as error:
         opened = open_session(path, provider=provider, **options)

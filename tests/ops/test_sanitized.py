@@ -31,7 +31,7 @@ def test_under_sanitizers(ops_library: Path, tmp_path: Path) -> None:
     before = [runtime("libasan.so"), runtime("libstdc++.so")]
     if None in before:
         pytest.skip(f"{find_compiler()[0]} came without libasan.so")
-    sanitized = build(tmp_path / "sanitized.so", sanitize="address,undefined")
+    sanitized = build(tmp_path / "sanitized.so", sanitize="address,undefined", cuda=False)
     surroundings = os.environ | {
         "LD_PRELOAD": " ".join(map(str, before)),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's and ONNX Runtime's, all of them

@@ -12,10 +12,16 @@ import numpy as np
 import pytest
 
 from catonnx.runtime.sessions import available_providers
-from tools import gpu_check, gpu_checks
+from tools import gpu_check, gpu_checks, gpu_operators
 from tools.llama_shape import LlamaShape, write_llama
 from tools.placement import summed_up
 from tools.tables import Row, attempt, markdown
+
+
+@pytest.fixture(autouse=True)
+def _library_of_the_tests(ops_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_operators, "built", lambda *_: ops_library)
+
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -24,11 +30,18 @@ def test_all_checks_run_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture
     code = gpu_check.main(["--provider", "cpu", "--tiny", "--scratch", str(tmp_path), "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert code == 0, printed
-    assert printed.count("speed: ") == 4
+    assert printed.count("speed: ") == 5
     data = json.loads((tmp_path / "gpu_check.json").read_text(encoding="utf-8"))
     assert data["provider"] == "cpu"
     assert not any(row["failed"] for row in data["rows"])
     assert {"7 linears", "<= 2e-02"} <= {row["bound"] for row in data["rows"]}
+    said = {row["what"]: row for row in data["rows"] if row["group"] == "operators"}
+    assert {
+        "numerics: QuantizedMatMul, float16",
+        "numerics: KroneckerTransform, float32",
+        "library built",
+    } <= said.keys()
+    assert "QuantizedMatMul 64 x 48, groups of 32, M = 4" in said
     assert markdown([Row("x", "y", "z")]).splitlines()[0].split("|")[2].strip() == "what"
     assert "speed: int4 catonnx" in (tmp_path / "gpu_check.md").read_text(encoding="utf-8")
 
@@ -56,13 +69,13 @@ def test_a_failed_check_lets_the_others_go_on(
     assert gpu_check.main(arguments) == 1
     printed = capsys.readouterr().out
     assert "RuntimeError: no kernel" in printed
-    assert printed.count("speed: ") == 4
+    assert printed.count("speed: ") == 5
 
 
 def test_nothing_begins_after_the_deadline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--provider", "cpu", "--tiny", "--seconds", "0", "--scratch", str(tmp_path), "--out", str(tmp_path)]
     assert gpu_check.main(arguments) == 1
-    assert capsys.readouterr().out.count("not begun") == 4
+    assert capsys.readouterr().out.count("not begun") == 7
 
 
 def test_a_node_on_the_wrong_provider_is_found() -> None:

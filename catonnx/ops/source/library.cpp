@@ -16,9 +16,15 @@ OrtCustomOpDomain* domain() {
   static OrtCustomOpDomain* const made = [] {
     OrtCustomOpDomain* domain = nullptr;
     check(api->CreateCustomOpDomain("catonnx", &domain));
-    for (const auto& ops : {transform_ops(), quantized_ops(), fused_ops()}) {
+    const auto add = [&](const std::vector<const OrtCustomOp*>& ops) {
       for (const OrtCustomOp* op : ops) check(api->CustomOpDomain_Add(domain, op));
-    }
+    };
+    add(transform_ops());
+    add(quantized_ops());
+    add(fused_ops());
+#if defined(CATONNX_CUDA)
+    add(cuda_ops());
+#endif
     return domain;
   }();
   return made;

@@ -4,54 +4,22 @@
 #include "nodes.h"
 
 namespace catonnx {
-namespace {
-
-// The matrices' shapes are checked when they are known, the channels when X is.
-void check_square(const char* op, const char* input, const Shape& shape, size_t rank) {
-  const bool square = shape.size() == rank && shape[rank - 1] == shape[rank - 2] && count(shape) > 0;
-  if (square) return;
-  refuse(op, ": the input ", input, " has the shape ", written(shape), " and must be ",
-         rank == 3 ? "[blocks, size, size]" : "[size, size]");
-}
-
-void check_scale(const char* op, const Shape& scale, int64_t channels) {
-  if (scale.size() == 1 && (scale[0] == 1 || scale[0] == channels)) return;
-  refuse(op, ": the input scale has the shape ", written(scale), " and must be [", channels, "] or [1], as X has ",
-         channels, " channels");
-}
-
-}  // namespace
-
-void check_channels(const char* op, const Shape& x) {
-  if (x.empty()) refuse(op, ": X is a scalar and must have an axis of channels");
-}
 
 template <class T>
 Transform prepare(Form form, const char* op, const char* who, int64_t channels, const Tensor& scale,
                   const Tensor* const* matrices) {
-  check_scale(op, scale.shape, channels);
-  const Floats factors(scale.as<T>(), count(scale.shape));
-  const Floats first(matrices[0]->as<T>(), count(matrices[0]->shape));
   const Shape& shape = matrices[0]->shape;
+  const Shape& other = form == Form::kronecker ? matrices[1]->shape : shape;
+  check_transform(form, op, who, channels, scale.shape, shape, other);
+  const Floats factors(scale.as<T>(), count(scale.shape));
+  const Floats first(matrices[0]->as<T>(), count(shape));
   if (form == Form::kronecker) {
-    const Shape& other = matrices[1]->shape;
-    check_square(op, "first", shape, 2);
-    check_square(op, "second", other, 2);
-    if (channels % (shape[0] * other[0]) != 0) {
-      refuse(op, ": ", who, " has ", channels, " channels, which is no multiple of ", shape[0], " x ", other[0]);
-    }
     const Floats second(matrices[1]->as<T>(), count(other));
     return Transform::kronecker(channels, factors.data(), scale.shape[0], first.data(), shape[0], second.data(),
                                 other[0]);
   }
-  const bool blocks = form == Form::blocks;
-  check_square(op, blocks ? "matrices" : "matrix", shape, blocks ? 3 : 2);
-  const int64_t size = shape.back(), number = blocks ? shape[0] : 1;
-  if (blocks && number * size != channels) {
-    refuse(op, ": ", who, " has ", channels, " channels, and the matrices ", written(shape), " are for ", number * size);
-  }
-  if (channels % size != 0) refuse(op, ": ", who, " has ", channels, " channels, which is no multiple of ", size);
-  return Transform::blocks(channels, factors.data(), scale.shape[0], first.data(), number, size);
+  const int64_t number = form == Form::blocks ? shape[0] : 1;
+  return Transform::blocks(channels, factors.data(), scale.shape[0], first.data(), number, shape.back());
 }
 
 template Transform prepare<float>(Form, const char*, const char*, int64_t, const Tensor&, const Tensor* const*);
@@ -77,9 +45,7 @@ auto rows_kernel(const TransformKernels& kernels) {
 template <class T, Form form>
 class TransformKernel {
  public:
-  static constexpr const char* name = form == Form::shared   ? "SharedTransform"
-                                      : form == Form::blocks ? "BlockTransform"
-                                                             : "KroneckerTransform";
+  static constexpr const char* name = name_of(form);
   static constexpr auto inputs = transform_inputs<T, form>();
   static constexpr ONNXTensorElementDataType outputs[] = {type<T>};
   static constexpr bool in_place = true;

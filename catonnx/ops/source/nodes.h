@@ -13,6 +13,9 @@ namespace catonnx {
 std::vector<const OrtCustomOp*> transform_ops();
 std::vector<const OrtCustomOp*> quantized_ops();
 std::vector<const OrtCustomOp*> fused_ops();
+#if defined(CATONNX_CUDA)
+std::vector<const OrtCustomOp*> cuda_ops();
+#endif
 
 // One operator of one type. `Kernel` has the constants name, inputs, outputs (their types) and in_place (whether the first
 // output may take the place of the first input), static infer(const Inference&), is made of a Creation, and has

@@ -4,6 +4,7 @@
 #include "nodes.h"
 #include "nodes_quantize.h"
 #include "nodes_transform.h"
+#include "quantize.h"
 
 namespace catonnx {
 namespace {
@@ -21,7 +22,7 @@ class TransformQuantize {
   static void infer(const Inference& inference) { infer_quantized_rows(inference); }
 
   explicit TransformQuantize(const Creation& creation)
-      : grid_(name, creation), kernels_(transform_kernels(isa())), transform_(name, creation) {}
+      : rounding_(creation, name), kernels_(transform_kernels(isa())), transform_(name, creation) {}
 
   void run(const Run& run) {
     const Tensor x = run.input(0);
@@ -37,7 +38,7 @@ class TransformQuantize {
       for (int64_t row = first; row < last; row += step) {
         const int64_t rows = std::min(step, last - row), at = row * view.channels;
         transform_rows(view, x.as<T>() + at, rows, scratch.get(), between);
-        grid_.rows(between, rows, view.channels, y.codes + at, y.scales + row);
+        quantize_rows(isa_, between, rows, view.channels, rounding_.bits, rounding_.clip, y.codes + at, y.scales + row);
       }
     });
   }
@@ -52,7 +53,8 @@ class TransformQuantize {
     kernels_.rows(view, y, rows, scratch, y);
   }
 
-  Grid grid_;
+  Rounding rounding_;
+  const Isa isa_ = isa();
   const TransformKernels& kernels_;
   NodeTransform<T, form> transform_;
 };

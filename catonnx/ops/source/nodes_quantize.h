@@ -5,18 +5,6 @@
 
 namespace catonnx {
 
-// Their attributes, and whose code computes the rows.
-struct Grid {
-  Grid(const char* op, const Creation& creation);
-
-  // See quantize_rows.
-  void rows(const float* x, int64_t rows, int64_t channels, int8_t* codes, float* scales) const;
-
-  const Isa isa = catonnx::isa();
-  int bits;
-  float clip;
-};
-
 // Their outputs: codes like X, and a scale for each row.
 struct QuantizedRows {
   QuantizedRows(const Run& run, const Shape& x);

@@ -5,11 +5,9 @@
 #include <memory>
 #include <mutex>
 
-#include "ort.h"
+#include "operands.h"
 
 namespace catonnx {
-
-enum class Form { shared, blocks, kronecker };
 
 // Types of the inputs of one: X, scale and the matrices.
 template <class T, Form form>
@@ -18,9 +16,6 @@ constexpr auto transform_inputs() {
   for (auto& one : types) one = type<T>;
   return types;
 }
-
-// Refuses what is no row of channels.
-void check_channels(const char* op, const Shape& x);
 
 // Checks scale and matrices against each other and against `channels`, which `who` told. `matrices` are the inputs behind
 // the scale: one, or two for Kronecker.

@@ -79,7 +79,7 @@ int64_t count(const Shape& shape) {
   return product;
 }
 
-Tensor::Tensor(const OrtValue* value) {
+Tensor::Tensor(const OrtValue* value) : value(value) {
   const Info info(value);
   size_t rank = 0;
   check(api->GetDimensionsCount(info.info, &rank));
@@ -89,6 +89,14 @@ Tensor::Tensor(const OrtValue* value) {
 }
 
 int64_t Tensor::rows() const { return count(Shape(shape.begin(), shape.end() - 1)); }
+
+bool Tensor::on_cpu() const {
+  const OrtMemoryInfo* where = nullptr;
+  OrtMemoryInfoDeviceType device = OrtMemoryInfoDeviceType_CPU;
+  check(api->GetTensorMemoryInfo(value, &where));
+  api->MemoryInfoGetDeviceType(where, &device);
+  return device == OrtMemoryInfoDeviceType_CPU;
+}
 
 std::unique_ptr<Tensor> Creation::constant(size_t input) const {
   int known = 0;
@@ -180,6 +188,29 @@ void Run::parallel(int64_t total, double cost, int64_t step,
   Job job{work, total, part};
   check(api->KernelContext_ParallelFor(context_, Job::run, static_cast<size_t>((total + part - 1) / part), 0, &job));
   if (job.failed) throw std::bad_alloc();  // nothing else is thrown while numbers are computed
+}
+
+void* Run::stream() const {
+  void* stream = nullptr;
+  check(api->KernelContext_GetGPUComputeStream(context_, &stream));
+  return stream;
+}
+
+Scratch::Scratch(const Run& run, const Tensor& beside, int64_t bytes) {
+  if (bytes == 0) return;
+  const OrtMemoryInfo* where = nullptr;
+  check(api->GetTensorMemoryInfo(beside.value, &where));
+  check(api->KernelContext_GetAllocator(run.context(), where, &allocator_));
+  OrtStatus* const status =
+      api->KernelContext_GetScratchBuffer(run.context(), where, static_cast<size_t>(bytes), &data_);
+  if (status != nullptr) api->ReleaseAllocator(allocator_);
+  check(status);
+}
+
+Scratch::~Scratch() {
+  if (allocator_ == nullptr) return;
+  allocator_->Free(allocator_, data_);
+  api->ReleaseAllocator(allocator_);
 }
 
 Floats::Floats(const float* data, int64_t) : data_(data) {}

@@ -49,9 +49,11 @@ struct Tensor {
   }
 
   int64_t rows() const;  // of the last axis: the product of all others
+  bool on_cpu() const;   // whether `data` can be read here
 
   Shape shape;
   const void* data = nullptr;
+  const OrtValue* value;
 };
 
 // What a kernel may ask when it is created.
@@ -96,8 +98,28 @@ class Run {
   // `cost` is that of one, in operations on a few numbers; ranges begin at multiples of `step`.
   void parallel(int64_t total, double cost, int64_t step, const std::function<void(int64_t, int64_t)>& work) const;
 
+  void* stream() const;  // of the GPU, where this runs
+
+  OrtKernelContext* context() const { return context_; }
+
  private:
   OrtKernelContext* context_;
+};
+
+// Memory beside a tensor's, on the same device. It is given back at the end, when work in the stream may still use it: who
+// gets it next works in that stream too, behind it.
+class Scratch {
+ public:
+  Scratch(const Run& run, const Tensor& beside, int64_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  void* data() const { return data_; }
+
+ private:
+  OrtAllocator* allocator_ = nullptr;
+  void* data_ = nullptr;
 };
 
 // The numbers of a tensor of floats or float16s, as floats: in place if they are.

@@ -1,0 +1,130 @@
+// What the CUDA kernels share: numbers in memory, a warp's maximum, the tensor cores, how kernels are launched.
+//
+// Tests compile the .cu files as plain C++ too, with a header that emulates what they use of CUDA: instructions that
+// have no name in CUDA C++ are wrapped here, and nowhere else.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace catonnx {
+namespace {
+
+constexpr int WARP = 32;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+// --- instructions ---------------------------------------------------------------------------------------------------
+
+#if defined(__CUDACC__)
+// d += a b on the tensor cores, for a int8 [16, 32] and b int8 [32, 8]. Of lane l, with g = l / 4 and t = l % 4: a[0] and a[2]
+// are channels 4 t and 16 + 4 t (and the next three) of row g, a[1] and a[3] of row g + 8; b[0] and b[1] are the same
+// channels of column g; d is [g, 2 t], [g, 2 t + 1] and the same of row g + 8.
+__device__ __forceinline__ void multiply_tile(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Begins to copy `bytes` (4, 8 or 16), of which the first `present` exist and the rest becomes zero.
+template <int bytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global, int present) {
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  if constexpr (bytes == 16) {  // past the first-level cache
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(present) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(to), "l"(global), "r"(present), "n"(bytes)
+                 : "memory");
+  }
+}
+
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most `pending` of this thread's last commits are under way.
+template <int pending>
+__device__ __forceinline__ void await_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+// This block's shared memory, as many bytes as the launch asked for.
+__device__ __forceinline__ unsigned char* shared_memory() {
+  extern __shared__ uint4 memory[];
+  return reinterpret_cast<unsigned char*>(memory);
+}
+#endif
+
+// --- numbers in memory ----------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+__device__ __forceinline__ void narrow(float x, float& y) { y = x; }
+__device__ __forceinline__ void narrow(float x, __half& y) { y = __float2half_rn(x); }
+
+// Eight numbers at a multiple of 16 bytes.
+__device__ __forceinline__ void load(const float* from, float (&x)[8]) {
+  const float4 low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
+  x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+  x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+}
+
+__device__ __forceinline__ void load(const __half* from, float (&x)[8]) {
+  union {
+    uint4 words;
+    __half halves[8];
+  } value;
+  value.words = *reinterpret_cast<const uint4*>(from);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) x[i] = __half2float(value.halves[i]);
+}
+
+__device__ __forceinline__ void store(const float (&x)[8], float* to) {
+  reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
+  reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
+
+__device__ __forceinline__ void store(const float (&x)[8], __half* to) {
+  union {
+    uint4 words;
+    __half halves[8];
+  } value;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) value.halves[i] = __float2half_rn(x[i]);
+  *reinterpret_cast<uint4*>(to) = value.words;
+}
+
+// --- launches -------------------------------------------------------------------------------------------------------
+
+__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline const char* error_of(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+
+// An attribute of the device in use; 0 if it cannot be told.
+inline int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  return cudaDeviceGetAttribute(&value, which, device) == cudaSuccess ? value : 0;
+}
+
+constexpr int SHARED_BYTES = 48 << 10;  // that every kernel may have unasked
+
+// Runs kernel(arguments...) in the stream. Returns what went wrong; null if nothing.
+template <class... Arguments>
+const char* launch(void (*kernel)(Arguments...), dim3 blocks, int threads, size_t shared, cudaStream_t stream,
+                   Arguments... arguments) {
+  if (shared > SHARED_BYTES) {
+    const cudaError_t refused = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                     cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    if (refused != cudaSuccess) return error_of(refused);
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = blocks;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  return error_of(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+}  // namespace
+}  // namespace catonnx

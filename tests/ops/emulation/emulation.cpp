@@ -1,0 +1,229 @@
+#include <ucontext.h>
+
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda_runtime.h"
+
+namespace emulated {
+namespace {
+
+constexpr int LANES = 32;
+constexpr size_t STACK = 256 << 10;
+constexpr size_t MOST_SHARED = 99 << 10;  // what a block may have on compute capability 8.6 and 8.9
+constexpr size_t FREE_SHARED = 48 << 10;
+
+enum class State { ready, at_barrier, in_collective, done };
+
+struct Copy {
+  unsigned char* to;
+  const unsigned char* from;
+  int bytes, present;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[STACK]};
+  State state = State::ready;
+  void* brought = nullptr;
+  std::vector<Copy> open;                 // not committed yet
+  std::deque<std::vector<Copy>> pending;  // committed
+};
+
+struct Warp {
+  const char* kind = nullptr;
+  int arrived = 0;
+};
+
+// How threads take turns, and what went wrong last.
+unsigned order = 0;
+bool eager = false;
+int processors = 1;
+std::string wrong = "no error";
+const void* enlarged = nullptr;
+size_t enlarged_to = 0;
+
+ucontext_t scheduler;
+std::vector<Fiber> fibers;
+std::vector<Warp> warps;
+unsigned char* shared_begin = nullptr;
+const std::function<void()>* body = nullptr;
+size_t current = 0;
+bool failed = false;
+
+Fiber& self() { return fibers[current]; }
+
+void leave() { swapcontext(&self().context, &scheduler); }
+
+void perform(const Copy& copy) {
+  std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.present));
+  std::memset(copy.to + copy.present, 0, static_cast<size_t>(copy.bytes - copy.present));
+}
+
+void begin() {
+  (*body)();
+  if (!self().open.empty()) fail("copies that nobody committed");
+  self().state = State::done;
+  leave();
+}
+
+void resume(size_t thread) {
+  current = thread;
+  threadIdx = dim3(static_cast<unsigned>(thread), 0, 0);
+  swapcontext(&scheduler, &fibers[thread].context);
+}
+
+// Whether everybody waits at the barrier of the block, or everybody is done.
+bool all_in(State state) {
+  return std::all_of(fibers.begin(), fibers.end(), [&](const Fiber& fiber) { return fiber.state == state; });
+}
+
+void run_block(std::mt19937& random) {
+  std::vector<size_t> turns(fibers.size());
+  for (size_t i = 0; i < turns.size(); ++i) turns[i] = order == 1 ? turns.size() - 1 - i : i;
+  while (!failed && !all_in(State::done)) {
+    if (order > 1) std::shuffle(turns.begin(), turns.end(), random);
+    bool moved = false;
+    for (const size_t thread : turns) {
+      if (fibers[thread].state != State::ready || failed) continue;
+      resume(thread);
+      moved = true;
+    }
+    if (moved || failed) continue;
+    if (!all_in(State::at_barrier)) {
+      wrong = "threads wait for others that never come";
+      failed = true;
+      return;
+    }
+    for (Fiber& fiber : fibers) fiber.state = State::ready;
+  }
+}
+
+}  // namespace
+
+void fail(const char* what) {
+  wrong = what;
+  failed = true;
+  leave();
+  std::abort();  // never resumed
+}
+
+unsigned char* shared_memory() { return shared_begin; }
+
+void block_barrier() {
+  self().state = State::at_barrier;
+  leave();
+}
+
+void collective(const char* kind, void* brought, const std::function<void(void* const*)>& finish) {
+  Warp& warp = warps[current / LANES];
+  if (warp.arrived > 0 && std::strcmp(warp.kind, kind) != 0) fail("lanes of a warp at different instructions");
+  warp.kind = kind;
+  self().brought = brought;
+  if (++warp.arrived < LANES) {
+    self().state = State::in_collective;
+    return leave();
+  }
+  warp.arrived = 0;
+  void* all[LANES];
+  const size_t first = current / LANES * LANES;
+  for (int lane = 0; lane < LANES; ++lane) all[lane] = fibers[first + lane].brought;
+  finish(all);
+  for (int lane = 0; lane < LANES; ++lane) fibers[first + lane].state = State::ready;
+}
+
+void copy(void* to, const void* from, int bytes, int present) {
+  const auto aligned = [&](const void* at) { return reinterpret_cast<uintptr_t>(at) % bytes == 0; };
+  if (!aligned(to) || (!aligned(from) && present > 0)) fail("a copy that is not aligned");
+  if (present < 0 || present > bytes) fail("a copy of a part that cannot be");
+  const Copy made = {static_cast<unsigned char*>(to), static_cast<const unsigned char*>(from), bytes, present};
+  if (eager) perform(made);
+  self().open.push_back(made);
+}
+
+void commit_copies() { self().pending.push_back(std::move(self().open)), self().open.clear(); }
+
+void await_copies(int pending) {
+  for (auto& groups = self().pending; groups.size() > static_cast<size_t>(pending); groups.pop_front()) {
+    if (eager) continue;
+    for (const Copy& one : groups.front()) perform(one);
+  }
+}
+
+cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
+  const unsigned threads = config.blockDim.x;
+  const dim3 grid = config.gridDim;
+  const size_t allowed = enlarged != nullptr ? enlarged_to : FREE_SHARED;
+  enlarged = nullptr;
+  failed = false;
+  if (threads == 0 || threads > 1024 || threads % LANES != 0 || config.dynamicSmemBytes > allowed || grid.x == 0 ||
+      grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) {
+    wrong = "an invalid launch";
+    return cudaErrorInvalidValue;
+  }
+  std::mt19937 random(order);
+  body = &kernel;
+  blockDim = config.blockDim;
+  gridDim = grid;
+  const size_t bytes = std::max<size_t>(16, (config.dynamicSmemBytes + 15) / 16 * 16);
+  const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
+  for (uint64_t i = 0; i < blocks && !failed; ++i) {
+    const uint64_t block = order == 1 ? blocks - 1 - i : i;
+    blockIdx = dim3(static_cast<unsigned>(block % grid.x), static_cast<unsigned>(block / grid.x % grid.y),
+                    static_cast<unsigned>(block / grid.x / grid.y));
+    // Of its own, so that a sanitizer knows its end; and aligned as on a GPU.
+    std::unique_ptr<unsigned char, void (*)(void*)> memory(
+        static_cast<unsigned char*>(std::aligned_alloc(16, bytes)), std::free);
+    shared_begin = memory.get();
+    std::memset(shared_begin, 0xff, bytes);
+    warps.assign(threads / LANES, {});
+    while (fibers.size() < threads) fibers.emplace_back();
+    fibers.resize(threads);
+    for (Fiber& fiber : fibers) {
+      fiber.state = State::ready;
+      fiber.open.clear();
+      fiber.pending.clear();
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = STACK;
+      fiber.context.uc_link = nullptr;
+      makecontext(&fiber.context, begin, 0);
+    }
+    run_block(random);
+  }
+  return failed ? cudaErrorLaunchFailure : cudaSuccess;
+}
+
+}  // namespace emulated
+
+const char* cudaGetErrorString(cudaError_t) { return emulated::wrong.c_str(); }
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+  emulated::wrong = "too much shared memory";
+  if (static_cast<size_t>(value) > emulated::MOST_SHARED) return cudaErrorInvalidValue;
+  emulated::enlarged = kernel;
+  emulated::enlarged_to = static_cast<size_t>(value);
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  switch (which) {
+    case cudaDevAttrMultiProcessorCount: *value = emulated::processors; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(emulated::MOST_SHARED); break;
+    case cudaDevAttrComputeCapabilityMajor: *value = 8; break;
+    default: *value = 6;
+  }
+  return cudaSuccess;
+}
+
+// Threads take turns forwards (0), backwards (1), or shuffled by a seed; copies to shared memory happen at once or late. Of few
+// processors each takes several rows.
+extern "C" __attribute__((visibility("default"))) void catonnx_emulation(unsigned order, bool eager, int processors) {
+  emulated::order = order;
+  emulated::eager = eager;
+  emulated::processors = processors;
+}

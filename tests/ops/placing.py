@@ -1,0 +1,197 @@
+"""Sessions of a CUDA provider that is not really there, for test_cuda_placement.py; run as a process of its own.
+
+    python -m tests.ops.placing LIBRARY CPU_LIBRARY
+
+The last line of what it prints is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from catonnx.ops import register
+from catonnx.runtime.library import open_model
+from tests.ops.running import Arrays, node_model, run, sylvester, tolerance, transformed
+from tests.ops.test_library import INPUTS, write
+
+PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+TYPES = {"float32": np.float32, "float16": np.float16}
+QUANTIZED = ("codes", "scales")
+
+
+def opened(model: onnx.ModelProto, **settings: Any) -> ort.InferenceSession:
+    """Open a model on CUDA with the library that CATONNX_OPS names."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    for name, value in settings.items():
+        setattr(options, name, value)
+    register(options)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=PROVIDERS)
+
+
+def inputs_of(op: str, dtype: np.dtype[Any], random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Draw the inputs of one operator."""
+    x = random.standard_normal((2, 3, 96)).astype(dtype)
+    if op == "DynamicQuantize":
+        return {"x": x}
+    if op == "QuantizedMatMul":
+        return {
+            "x": random.integers(-127, 128, (2, 3, 96)).astype(np.int8),
+            "a_scale": random.uniform(0.01, 0.1, (2, 3, 1)).astype(np.float32),
+            "b": random.integers(0, 256, (33, 3, 16)).astype(np.uint8),
+            "b_scale": random.uniform(0.01, 0.1, (33, 3)).astype(dtype),
+        }
+    scale = random.uniform(0.5, 2, 96).astype(dtype)
+    if op.startswith("Block"):
+        matrices = {"matrices": random.standard_normal((8, 12, 12)).astype(dtype)}
+    elif op.startswith("Kronecker"):
+        matrices = {"first": random.standard_normal((3, 3)).astype(dtype), "second": (sylvester(8) / 4).astype(dtype)}
+    else:
+        matrices = {"matrix": (sylvester(32) / 4).astype(dtype)}
+    return {"x": x, "scale": scale} | matrices
+
+
+def attributes_of(op: str) -> Mapping[str, Any]:
+    if op == "QuantizedMatMul":
+        return {"K": 96, "N": 33, "block_size": 32}
+    return {"bits": 8} if op.endswith("Quantize") else {}
+
+
+def model_of(op: str, inputs: Arrays, fed: Sequence[str]) -> onnx.ModelProto:
+    outputs = QUANTIZED if op.endswith("Quantize") else ("y",)
+    return node_model(op, inputs, outputs=outputs, fed=fed, attributes=attributes_of(op))
+
+
+def error(op: str, inputs: Arrays, results: Sequence[np.ndarray]) -> float:
+    """Return how far results are from float64, over what is allowed."""
+    values = list(inputs.values())
+    if op == "QuantizedMatMul":
+        a, a_scale, b, b_scale = values
+        codes = np.stack([b & 15, b >> 4], axis=-1).reshape(len(b), -1).astype(np.float64) - 8
+        weight = codes * b_scale.astype(np.float64).repeat(32, axis=1)
+        wanted = a @ weight.T * a_scale
+        allowed = 1e-6 * (np.abs(a) @ np.abs(weight).T * a_scale) + (
+            2.0**-11 * np.abs(wanted) if b_scale.itemsize == 2 else 0
+        )
+        return float((np.abs(results[0] - wanted) / allowed).max())
+    base = op.removesuffix("Quantize")
+    wanted = values[0].astype(np.float64) if op == "DynamicQuantize" else transformed(base, *values)
+    if not op.endswith("Quantize"):
+        return float((np.abs(results[0] - wanted) / tolerance(op, *values)).max())
+    codes, scales = results
+    exact = np.abs(wanted).max(axis=-1, keepdims=True) / 127
+    wrong = np.abs(scales / exact - 1).max() / 1e-5, (np.abs(codes - wanted / exact) / 0.501).max()
+    return float(max(wrong))
+
+
+def placement(model: onnx.ModelProto, **feeds: np.ndarray) -> dict[str, list[str]]:
+    """Run a model and return on which providers the nodes of each operator ran."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = opened(model, enable_profiling=True, profile_file_prefix=str(Path(folder) / "profile"))
+        run(session, **feeds)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    where: dict[str, set[str]] = {}
+    for event in events:
+        arguments = event.get("args", {})
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            where.setdefault(arguments["op_name"], set()).add(arguments["provider"])
+    return {name: sorted(providers) for name, providers in where.items()}
+
+
+def merged(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
+    """Put nodes side by side into one model."""
+    whole = onnx.ModelProto()
+    whole.CopyFrom(models[0])
+    del whole.graph.node[:], whole.graph.input[:], whole.graph.output[:], whole.graph.initializer[:]
+    for index, model in enumerate(models):
+        for node in model.graph.node:
+            node.input[:] = [f"{name}_{index}" for name in node.input]
+            node.output[:] = [f"{name}_{index}" for name in node.output]
+        for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+            value.name = f"{value.name}_{index}"
+        for field in ("node", "input", "output", "initializer"):
+            getattr(whole.graph, field).extend(getattr(model.graph, field))
+    return whole
+
+
+def with_warnings(path: Path) -> dict[str, Any]:
+    """Open a model as users do, and say what was warned of and which nodes it runs."""
+    with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("always")
+        optimized = Path(folder) / "optimized.onnx"
+        open_model(path, provider="cuda", optimized_path=optimized)
+        nodes = [node.op_type for node in onnx.load(optimized).graph.node]
+    return {"warning": " ".join(str(warning.message) for warning in caught), "nodes": nodes}
+
+
+def main() -> None:
+    library, cpu_library = sys.argv[1:]
+    os.environ["CATONNX_OPS"] = library
+    random = np.random.default_rng(0)
+    operators = [f"{form}Transform{end}" for form in ("Shared", "Block", "Kronecker") for end in ("", "Quantize")]
+    operators += ["DynamicQuantize", "QuantizedMatMul"]
+    errors: dict[str, float] = {}
+    placed = {}
+    for name, dtype in TYPES.items():
+        models, feeds = [], {}
+        for index, op in enumerate(operators):
+            inputs = inputs_of(op, np.dtype(dtype), random)
+            for fed in (["x"], list(inputs)) if len(inputs) > 1 else (["x"],):
+                session = opened(model_of(op, inputs, fed))
+                for _ in range(2):
+                    results = run(session, **{key: inputs[key] for key in fed})
+                    errors[f"{op} {name} {'constant' if fed == ['x'] else 'fed'}"] = error(op, inputs, results)
+            models.append(model_of(op, inputs, ["x"]))
+            feeds[f"x_{index}"] = inputs["x"]
+        placed[name] = placement(merged(models), **feeds)
+
+    inputs = inputs_of("SharedTransform", np.dtype(np.float32), random)
+    dense = inputs["matrix"].copy()
+    dense[-1, -1] = np.nextafter(dense[-1, -1], np.float32(0))  # no Hadamard matrix any more
+    (product,) = run(opened(model_of("SharedTransform", inputs | {"matrix": dense}, ["x"])), x=inputs["x"])
+    recognized = {}
+    for name, fed in (("constant", ["x"]), ("fed", list(inputs))):
+        (y,) = run(opened(model_of("SharedTransform", inputs, fed)), **{key: inputs[key] for key in fed})
+        others = np.arange(96) % 32 != 31  # the last channel of a run is another number
+        recognized[name] = bool((y[..., others] != product[..., others]).any())
+
+    refused = ""
+    wrong = {"x": np.ones((2, 10), np.float32), "scale": np.ones(1, np.float32), "m": np.eye(4, dtype=np.float32)}
+    try:
+        run(opened(node_model("SharedTransform", wrong)), x=wrong["x"])
+    except Exception as problem:
+        refused = str(problem)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder) / "model.onnx", factor=3)
+        using = with_warnings(path)
+        os.environ["CATONNX_OPS"] = cpu_library
+        without = with_warnings(path)
+    said = {
+        "version": ort.__version__,
+        "providers": opened(
+            node_model("DynamicQuantize", {"x": INPUTS["x"]}, outputs=QUANTIZED, attributes={"bits": 8})
+        ).get_providers(),
+        "placement": placed,
+        "errors": errors,
+        "recognized": recognized,
+        "refused": refused,
+        "with_cuda": using,
+        "cpu_only": without,
+    }
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main()

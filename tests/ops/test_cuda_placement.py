@@ -1,0 +1,100 @@
+"""A real onnxruntime-gpu with stub CUDA libraries, and our kernels emulated: where nodes run, and what they compute.
+
+Skipped unless CATONNX_ONNXRUNTIME_GPU names a folder that onnxruntime-gpu was installed into:
+
+    pip install --no-deps --target FOLDER onnxruntime-gpu
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catonnx.ops.build import build, find_compiler
+from catonnx.ops.place import SOURCE
+from tests.ops.emulated import EMULATION
+from tests.ops.native import run
+from tests.ops.stubs import write_stubs
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FOLDER = os.environ.get("CATONNX_ONNXRUNTIME_GPU")
+
+pytestmark = pytest.mark.skipif(FOLDER is None, reason="CATONNX_ONNXRUNTIME_GPU names no onnxruntime-gpu")
+
+OPERATORS = {
+    *("SharedTransform", "BlockTransform", "KroneckerTransform", "DynamicQuantize", "QuantizedMatMul"),
+    *("SharedTransformQuantize", "BlockTransformQuantize", "KroneckerTransformQuantize"),
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, ops_library: Path) -> dict[str, Any]:
+    """What tests/ops/placing.py says of every model."""
+    find_compiler()
+    folder = tmp_path_factory.mktemp("stubs")
+    write_stubs(Path(str(FOLDER)) / "onnxruntime" / "capi", folder)
+    library = build(
+        folder / "library.so", source=emulated_source(folder / "source"), cuda=False, flags=emulated_flags()
+    )
+    printed = run(
+        [sys.executable, "-m", "tests.ops.placing", str(library), str(ops_library)],
+        LD_LIBRARY_PATH=str(folder),
+        PYTHONPATH=os.pathsep.join([str(FOLDER), str(ROOT)]),
+    )
+    said: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return said
+
+
+def emulated_flags() -> list[str]:
+    return ["-DCATONNX_CUDA", f"-I{EMULATION}", "-Wno-unknown-pragmas", "-O1"]
+
+
+def emulated_source(folder: Path) -> Path:
+    """Link our sources into a folder, those of CUDA under names by which they are plain C++."""
+    folder.mkdir()
+    for file in (*SOURCE.iterdir(), EMULATION / "emulation.cpp"):
+        plain = file.suffix == ".cu" or (file.stem.endswith("_cuda") and file.suffix == ".cpp")
+        (folder / (f"{file.stem}_{file.suffix[1:]}_emulated.cpp" if plain else file.name)).symlink_to(file)
+    return folder
+
+
+def test_the_session_is_one_of_cuda(found: dict[str, Any]) -> None:
+    assert found["version"].startswith("1.")
+    assert "CUDAExecutionProvider" in found["providers"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_all_nodes_run_on_cuda(found: dict[str, Any], dtype: str) -> None:
+    placed = found["placement"][dtype]
+    ours = {name: where for name, where in placed.items() if name in OPERATORS}
+    assert ours == {key: ["CUDAExecutionProvider"] for key in OPERATORS}
+    assert not [name for name in placed if name.startswith("Memcpy")]
+
+
+def test_every_operator_computes_what_it_should(found: dict[str, Any]) -> None:
+    """Constants and shapes, streams and scratch on ONNX Runtime's side; largest error over what is allowed."""
+    assert len(found["errors"]) >= 30
+    assert not {case: error for case, error in found["errors"].items() if not error <= 1}
+
+
+def test_a_hadamard_matrix_is_recognized(found: dict[str, Any]) -> None:
+    """A Walsh-Hadamard transform adds in another order than a product: the two differ in the last bits."""
+    assert found["recognized"] == {"constant": True, "fed": False}
+
+
+def test_what_does_not_fit_is_refused(found: dict[str, Any]) -> None:
+    assert "X has 10 channels, which is no multiple of 4" in found["refused"]
+
+
+def test_a_library_without_cuda_is_left_out_with_a_warning(found: dict[str, Any]) -> None:
+    assert "python -m catonnx.ops build --cuda" in found["cpu_only"]["warning"]
+    assert found["cpu_only"]["nodes"] == ["Mul"]
+
+
+def test_a_library_with_cuda_is_used(found: dict[str, Any]) -> None:
+    assert found["with_cuda"] == {"warning": "", "nodes": ["SharedTransform"]}
