@@ -86,6 +86,11 @@ def is_whole(config: Mapping[str, Any]) -> bool:
     return isinstance(_inner(config, "model", "decoder"), dict)
 
 
+def decoder_file(config: Mapping[str, Any]) -> object:
+    """Return the file that a `genai_config.json` says decodes; None if it names none."""
+    return _inner(config, "model", "decoder", "filename")
+
+
 def renamed(config: Any, old: str) -> Any:
     """Return a `genai_config.json` where the model `old` is called as our result is."""
     if isinstance(config, list):

@@ -89,7 +89,14 @@ def _config(
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Return remarks and the content of genai_config.json; empty if there is none."""
     if genai_config.is_whole(config):
-        return (f"{CONFIG_FILE} came along and names the new model",), genai_config.renamed(config, source.path.name)
+        named = genai_config.decoder_file(config)
+        found = genai_config.renamed(config, source.path.name)
+        if found == config and named not in (None, genai_config.MODEL_FILE):
+            found["model"]["decoder"]["filename"] = genai_config.MODEL_FILE
+            return (
+                f"{CONFIG_FILE} came along, named {named}, and names what was optimized: {source.path.name}",
+            ), found
+        return (f"{CONFIG_FILE} came along and names the new model",), found
     if not wanted:
         return (), {}
     if isinstance(decoder, str):

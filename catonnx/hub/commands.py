@@ -22,8 +22,6 @@ from catonnx.wishes import wishes_of, with_plan
 _PREFIX = "catonnx_"
 """Of our names in Optimum's namespace, where `model` or `optimize` mean something else."""
 
-_NOT_BUILT = "Optimum's exporter to ONNX is not there"
-
 
 def optimum_commands() -> list[Any]:
     """Return what Optimum calls REGISTER_COMMANDS.
@@ -67,23 +65,7 @@ def optimum_commands() -> list[Any]:
             own.add_argument("--keep-export", type=Path, metavar="DIR", help="Where the float export stays.")
 
         def run(self) -> None:
-            args = self.args
-            with _exit_code(), guarded(verbose=_values(args)["verbose"]):
-                if exporter is None:
-                    raise RuntimeUnavailableError(_NOT_BUILT, hint="pip install optimum-onnx")
-                _check_before(args)
-
-            with _folder_for(args) as folder:
-                exporting = copy.copy(args)
-                exporting.output = folder
-                with _exit_code(), guarded(verbose=_values(args)["verbose"]), _explained(args.model):
-                    exporter(
-                        self.subparsers, exporting, self.COMMAND, from_defaults_factory=True, parser=self.parser
-                    ).run()
-                _optimize(folder, args.output, args)
-            if args.keep_export is None:
-                text = "the float export is gone; --keep-export DIR keeps it, for `catonnx evaluate OUT --against DIR`"
-                Terminal(quiet=bool(_values(args).get("quiet"))).note(text)
+            _export(self, exporter)
 
     return [CatonnxCommand, (CatonnxExportCommand, ExportCommand)]
 
@@ -148,6 +130,31 @@ def _values(args: argparse.Namespace) -> dict[str, Any]:
 def _optimize(model: Path, out: Path, args: argparse.Namespace) -> None:
     with _exit_code():
         cli.optimize_command(model=model, out=out, **_values(args))
+
+
+def _export(command: Any, exporter: Any) -> None:
+    """Run `optimum-cli export onnx` with the arguments of a command, then optimize what it made.
+
+    Args:
+        command: Of Optimum's, with parsed arguments.
+        exporter: The class that exports; None if there is none.
+    """
+    args, values = command.args, _values(command.args)
+    with _exit_code(), guarded(verbose=values["verbose"]):
+        if exporter is None:
+            raise RuntimeUnavailableError("Optimum's exporter to ONNX is not there", hint="pip install optimum-onnx")
+        _check_before(args)
+        with _folder_for(args) as folder:
+            exporting = copy.copy(args)
+            exporting.output = folder
+            with _explained(args.model):
+                exporter(
+                    command.subparsers, exporting, command.COMMAND, from_defaults_factory=True, parser=command.parser
+                ).run()
+            _optimize(folder, args.output, args)
+    if args.keep_export is None:
+        text = "the float export is gone; --keep-export DIR keeps it, for `catonnx evaluate OUT --against DIR`"
+        Terminal(quiet=bool(values.get("quiet"))).note(text)
 
 
 def _check_before(args: argparse.Namespace) -> None:

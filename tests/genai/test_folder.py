@@ -176,6 +176,17 @@ def test_a_genai_folder_stays_one(tiny_llama: Path, tmp_path: Path) -> None:
     assert_same_tokens(tmp_path / "out")
 
 
+def test_a_config_that_names_another_model_names_ours(tiny_llama: Path, tmp_path: Path) -> None:
+    source = copied(tiny_llama, tmp_path / "source")
+    prepare(source, find(source), catonnx.Recipe(), wanted=True)
+    config = read(source / "genai_config.json")
+    config["model"]["decoder"]["filename"] = "model_q4.onnx"
+    (source / "genai_config.json").write_text(json.dumps(config))
+    report = catonnx.optimize(source, tmp_path / "out", RECIPE)
+    assert any("named model_q4.onnx" in line for line in report.genai)
+    assert_same_tokens(tmp_path / "out")
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": {"bos_token_id": 256}}'])
 def test_a_config_that_is_no_config_is_left(content: str, tiny_llama: Path, tmp_path: Path) -> None:
     source = copied(tiny_llama, tmp_path / "source")
