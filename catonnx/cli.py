@@ -10,6 +10,7 @@ import typer
 
 from catonnx import __version__
 from catonnx.command_compare import compare_command
+from catonnx.command_evaluate import evaluate_command
 from catonnx.command_report import ReportHtmlOption, report_command
 from catonnx.errors import CatonnxError
 from catonnx.files import check_place, write_json
@@ -252,35 +253,7 @@ def optimize_command(
             terminal.show(*optimized(report))
 
 
-@app.command(name="evaluate", epilog=_SEE)
-def evaluate_command(
-    model: Annotated[Path, typer.Argument(metavar="OUT", help="The model to judge: a folder, or an .onnx file.")],
-    text: Annotated[Path, typer.Option(metavar="FILE", help="Plain text in UTF-8, other than it was calibrated on.")],
-    against: Annotated[Path | None, typer.Option(metavar="MODEL", help="The model that it was made from.")] = None,
-    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences of text.")] = 16,
-    seq_len: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens in each, BOS included.")] = 512,
-    provider: ProviderOption = "cpu",
-    json_file: JsonOption = None,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
-) -> None:
-    """Measure perplexity, divergence from the source, speed and size."""
-    with guarded(verbose=verbose):
-        _check_places(json_file)
-        terminal = Terminal(quiet=quiet)
-
-        from catonnx.evaluation import evaluate_on_text
-        from catonnx.tables import judged
-
-        with terminal.progress() as progress:
-            result = evaluate_on_text(
-                model, text, against=against, samples=samples, seq_len=seq_len, provider=provider, progress=progress
-            )
-        if json_file:
-            write_json(json_file, result.to_json())
-        terminal.show(*judged(result))
-
-
+app.command(name="evaluate", epilog=_SEE)(evaluate_command)
 app.command(name="compare", epilog=_SEE)(compare_command)
 app.command(name="report", epilog=_SEE)(report_command)
 

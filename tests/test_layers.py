@@ -45,11 +45,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("catonnx.workspace", "catonnx.unchanged", "catonnx.reporting"),
     ("catonnx.pipeline",),
-    ("catonnx.evaluation", "catonnx.comparing", "catonnx.inspection"),
+    ("catonnx.evaluation", "catonnx.comparing", "catonnx.inspection", "catonnx.tasks"),
     ("catonnx",),
     ("catonnx.cells",),
     ("catonnx.tables", "catonnx.tables_compared", "catonnx.terminal", "catonnx.options"),
-    ("catonnx.wishes", "catonnx.command_compare", "catonnx.command_report"),
+    ("catonnx.wishes", "catonnx.command_compare", "catonnx.command_evaluate", "catonnx.command_report"),
     ("catonnx.cli",),
     ("catonnx.__main__",),
 )
@@ -68,9 +68,11 @@ ONLY_THERE: Mapping[str, tuple[str, ...]] = {
         "catonnx.terminal",
         "catonnx.options",
         "catonnx.command_compare",
+        "catonnx.command_evaluate",
         "catonnx.command_report",
         "catonnx.cli",
     ),
+    "lm_eval": ("catonnx.tasks",),
     "cairosvg": ("catonnx.reporting",),
     "rich": ("catonnx.cells", "catonnx.tables", "catonnx.tables_compared", "catonnx.terminal"),
 }
@@ -156,7 +158,7 @@ def test_tables_name_rooms_that_exist() -> None:
 def test_what_may_be_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    declared = [*project["dependencies"], *extras["cpu"], *extras["learned"], *extras["pictures"]]
+    declared = [*project["dependencies"], *extras["cpu"], *extras["learned"], *extras["pictures"], *extras["tasks"]]
     names = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in declared}
     assert {*ONLY_THERE, *ALL_BUT} - {"google"} == names  # protobuf comes with onnx
 
