@@ -105,10 +105,12 @@ def _layers(report: Report, _: Sequence[Measured]) -> list[str]:
     panels, legend = sqnr_panels(report), sqnr_legend(report)
     if not panels or legend is None:
         return []
-    caption = "Signal over rounding noise, predicted before and after the change of basis, and of the weights as they "
-    caption += "were really rounded. Higher is better: 6 dB are worth one bit."
+    caption = (
+        "Signal over rounding noise, predicted before and after the change of basis, and as really rounded. Higher "
+    )
+    caption += "is better: 6 dB are worth one bit."
     if len({row.bits for row in report.sites}) > 1:
-        caption += " Sites that keep 8 bits are shown in 8 bits, before and after: they stand 24 dB higher."
+        caption += " Sites that keep 8 bits are shown in 8 bits, before and after: they stand about 25 dB higher."
     grid = element("div", *(panel.inline() for panel in panels), class_="panels")
     inner = element("div", legend.inline(), class_="legend") + grid
     return [element("figure", inner, element("figcaption", caption))]
@@ -148,7 +150,8 @@ def _plan(report: Report, _: Sequence[Measured]) -> list[str]:
                ">before", ">after")  # fmt: skip
     rows: list[tuple[str, ...]] = [
         (shown(name, 200), str(kind.sites), str(kind.linears), shown(kind.absorbed) or "\u2013",
-         shown(kind.online) or "\u2013", shown(kind.bits), number(kind.sqnr_before, 1), number(kind.sqnr_after, 1),
+         shown(kind.online) or "\u2013", "<br/>".join(map(_unbroken, kind.bits.split(", "))),
+         *(number(value, 1) for value in (kind.sqnr_before, kind.sqnr_after)),
          number(kind.sqnr_weights if kind.sqnr_outputs is None else kind.sqnr_outputs, 1),
          spelled(kind.bytes_before), spelled(kind.bytes_after))
         for name, kind in zip(names, kinds, strict=True)
@@ -159,6 +162,10 @@ def _plan(report: Report, _: Sequence[Measured]) -> list[str]:
     )  # fmt: skip
     every = element("details", element("summary", f"every site ({len(report.sites)})"), _every_site(report.sites))
     return [table("Sites that are treated alike, means of their SQNR in dB", columns, rows, total=True), every]
+
+
+def _unbroken(text: str) -> str:
+    return shown(text).replace(" ", "&#160;")
 
 
 def _every_site(sites: Sequence[SiteRow]) -> str:
