@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from catonnx.measured import Measured
+from catonnx.measured import Answers, Measured
 from catonnx.naming import shortened, summed_up
 from catonnx.report import Report, SiteRow
 from catonnx.reporting.markup import beside, facts, number, paragraph, percent, table
@@ -77,7 +77,23 @@ def _quality(report: Report, measured: Sequence[Measured]) -> list[str]:
             for row in measured
         ]
         content.append(table("On a text of its own", ("", ">perplexity", ">KL, nats", ">same top token"), rows))
-    return content
+    return [*content, *_tasks([row for row in measured if row.tasks])]
+
+
+def _tasks(asked: Sequence[Measured]) -> list[str]:
+    found = [{(answer.task, answer.metric): answer for answer in row.tasks} for row in asked]
+    rows = []
+    for task, metric in dict.fromkeys(key for figures in found for key in figures):
+        own = [figures.get((task, metric)) for figures in found]
+        rows.append((shown(task), shown(metric), *(_answer(answer) for answer in own)))
+    columns = ("", "figure", *(f">{shown(row.model)}" for row in asked))
+    return [table("Questions of tasks, with standard errors", columns, rows)] if rows else []
+
+
+def _answer(answer: Answers | None) -> str:
+    if answer is None:
+        return number(None, 4)
+    return number(answer.value, 4) + (f" \u00b1 {number(answer.error, 4)}" if answer.error else "")
 
 
 def _speed(report: Report, measured: Sequence[Measured]) -> list[str]:
@@ -89,7 +105,7 @@ def _speed(report: Report, measured: Sequence[Measured]) -> list[str]:
     if timed:
         rows = [
             (shown(row.model), number(row.prefill_tokens_per_second, 1), number(row.decode_tokens_per_second, 1),
-             spelled(row.disk_bytes)) for row in measured
+             "\u2013" if row.disk_bytes is None else spelled(row.disk_bytes)) for row in timed
         ]  # fmt: skip
         columns = ("", ">prefill, tokens/s", ">decode, tokens/s", ">size")
         content.append(table("Speed where it was measured", columns, rows))
