@@ -105,6 +105,11 @@ def test_figures_are_what_the_models_own_answers_give(tiny_llama: Path, scorer: 
     assert ("write", 3, 3) in steps
 
 
+def test_a_space_before_words_is_theirs(scorer: Scorer) -> None:
+    apart, joined = scorer.continuation("The fox ", "dog"), scorer.continuation("The fox", " dog")
+    assert apart == joined
+
+
 @needs_lm_eval
 @quiet
 def test_fewer_questions_and_solved_examples(tiny_llama: Path, folder: Path) -> None:

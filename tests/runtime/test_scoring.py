@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from catonnx.errors import CalibrationError
+from catonnx.runtime import scoring
 from catonnx.runtime.divergence import log_softmax
 from catonnx.runtime.feeds import InputSpec
 from catonnx.runtime.scoring import Scorer
 from catonnx.runtime.sessions import open_session, run
 from catonnx.runtime.text import TokenStream, configured_length
+from catonnx.runtime.writing import go_on
 
 Writer = Callable[..., Path]
 BOS, A, B, C, D = 3, 4, 5, 6, 7  # of `tokenizer_folder`: words a to h are ids 4 to 11
@@ -87,9 +90,24 @@ def test_writing_stops_at_a_text_and_at_an_end(ask: Callable[..., Scorer]) -> No
     cut = ask().write("a b", until=["never", stop], tokens=9)
     assert cut.split() == words[:first]
     assert ask().write("a b", until=[], tokens=2).split() == words[:2]
-    assert ask().write("h h h h a b", until=[], tokens=2) == ask().write("h h h h a b", until=[], tokens=2)
+    # Of six places BOS takes one and the answer three: two are left for the end of the context.
+    assert ask(longest=6).write("h h h c a b", until=[], tokens=3) == ask().write("a b", until=[], tokens=3)
+    assert ask().write("h h h c a b", until=[], tokens=3) != ask().write("a b", until=[], tokens=3)
     drawn = {ask().write("a b", until=[], tokens=9, temperature=3.0, seed=seed) for seed in range(3)}
     assert len(drawn) > 1
+
+
+def test_nothing_is_written_behind_a_stop(ask: Callable[..., Scorer], monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[int, ...]] = []
+
+    def recorded(*arguments: Any, **options: Any) -> tuple[int, ...]:
+        written.append(go_on(*arguments, **options))
+        return written[-1]
+
+    monkeypatch.setattr(scoring, "go_on", recorded)
+    words = ask().write("a b", until=[], tokens=9).split()
+    ask().write("a b", until=[words[3]], tokens=9)
+    assert [len(ids) for ids in written] == [9, words.index(words[3]) + 1]
 
 
 def test_what_does_not_tell_what_comes_next_is_refused(
