@@ -10,6 +10,7 @@ import typer
 
 from catonnx import __version__
 from catonnx.command_compare import compare_command
+from catonnx.command_evaluate import evaluate_command
 from catonnx.command_report import ReportHtmlOption, report_command
 from catonnx.errors import CatonnxError, RuntimeUnavailableError
 from catonnx.files import STDOUT, check_place
@@ -277,39 +278,6 @@ def optimize_command(
         terminal.deliver(json_file, report.to_json(), [] if quiet else optimized(report))
 
 
-@app.command(name="evaluate", epilog=_examples("evaluate out --against llama --text other.txt"))
-def evaluate_command(
-    model: Annotated[Path, typer.Argument(metavar="OUT", help="The model to judge: a folder, or an .onnx file.")],
-    text: Annotated[Path, typer.Option(metavar="FILE", help="Plain text in UTF-8, other than it was calibrated on.")],
-    against: Annotated[Path | None, typer.Option(metavar="MODEL", help="The model that it was made from.")] = None,
-    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences of text.")] = 16,
-    seq_len: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens in each, BOS included.")] = 512,
-    provider: ProviderOption = None,
-    json_file: JsonOption = None,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
-) -> None:
-    """Measure perplexity, divergence from the source, speed and size."""
-    with guarded(verbose=verbose):
-        _check_places(json_file)
-        terminal = Terminal(quiet=quiet)
-
-        from catonnx.evaluation import evaluate_on_text
-        from catonnx.tables import judged
-
-        with terminal.progress() as progress:
-            result = evaluate_on_text(
-                model,
-                text,
-                against=against,
-                samples=samples,
-                seq_len=seq_len,
-                provider=provider or _DEFAULT.provider,
-                progress=progress,
-            )
-        terminal.deliver(json_file, result.to_json(), judged(result))
-
-
 @app.command(name="doctor", epilog=_examples("doctor", "doctor --json -"))
 def doctor_command(json_file: JsonOption = None, verbose: VerboseOption = False) -> None:
     """Show what is installed, which providers and kernels really work, and what to install."""
@@ -325,6 +293,12 @@ def doctor_command(json_file: JsonOption = None, verbose: VerboseOption = False)
             raise RuntimeUnavailableError("no model runs here", hint="the table above says what to do")
 
 
+app.command(
+    name="evaluate",
+    epilog=_examples(
+        "evaluate out --against llama --text other.txt", "evaluate out --tasks my_task --task-folder my_tasks"
+    ),
+)(evaluate_command)
 app.command(
     name="compare",
     epilog=_examples("compare llama out --text other.txt", "compare a b c --text other.txt --prompt Once"),

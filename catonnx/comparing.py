@@ -241,11 +241,11 @@ def _written(subject: _Subject, prompts: Prompts, provider: str, known: Sequence
             session, start, tokens=prompts.tokens, ends=ends, temperature=prompts.temperature, seed=prompts.seed
         )
         text = subject.stream.tokenizer.decode(list(ids))
-        written.append(Written(prompt, text, ids, _same(ids, known[index].ids) if known else None))
+        written.append(Written(prompt, text, ids, leading_same(ids, known[index].ids) if known else None))
     return tuple(written)
 
 
-def _same(ids: Sequence[int], others: Sequence[int]) -> int:
+def leading_same(ids: Sequence[int], others: Sequence[int]) -> int:
     """Return how many tokens from the first are the same."""
     pairs = enumerate(zip(ids, others, strict=False))
     return next((index for index, (one, other) in pairs if one != other), min(len(ids), len(others)))

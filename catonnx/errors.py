@@ -6,7 +6,7 @@ command line. Anything else that escapes is a bug.
 | code | class | meaning |
 | --- | --- | --- |
 | 0 | | done |
-| 2 | `UsageError` | options or recipe that contradict each other or the model |
+| 2 | `UsageError` | options or recipe that contradict each other or the model; a plan or report that is broken |
 | 3 | `ModelError` | the model cannot be read, or is not a sound ONNX model |
 | 4 | `NothingToOptimizeError` | a sound model without a linear layer that the recipe selects |
 | 5 | `CalibrationError` | calibration or evaluation data that is missing, wrong, or drives the model to NaN |
@@ -54,7 +54,7 @@ class CatonnxError(Exception):
 
 
 class UsageError(CatonnxError):
-    """Options, recipe or plan contradict each other or the model."""
+    """Options, recipe or plan contradict each other or the model; or a plan or report is broken."""
 
     exit_code = 2
 

@@ -10,6 +10,23 @@ from catonnx.plaindata import BrokenError, made, read_plain
 
 
 @dataclasses.dataclass(frozen=True)
+class Answers:
+    """One figure of a task that was asked.
+
+    Attributes:
+        task: Name of the task.
+        metric: Name of the figure.
+        value: The figure; None if it is not finite.
+        error: Its standard error, None if it has none.
+    """
+
+    task: str
+    metric: str
+    value: float | None
+    error: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Measured:
     """Figures of one model; one that was not measured is None.
 
@@ -21,15 +38,17 @@ class Measured:
         prefill_tokens_per_second: Of a whole row at once.
         decode_tokens_per_second: Token after token.
         disk_bytes: Size of the model and its data.
+        tasks: Figures of the tasks that it was asked.
     """
 
     model: str
-    disk_bytes: int
+    disk_bytes: int | None = None
     perplexity: float | None = None
     kl_nats: float | None = None
     top1_agreement: float | None = None
     prefill_tokens_per_second: float | None = None
     decode_tokens_per_second: float | None = None
+    tasks: tuple[Answers, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

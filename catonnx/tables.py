@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from catonnx.inspection import Inspection, SiteView
     from catonnx.report import KindRow, Report
     from catonnx.runtime.kernels import Kernel
+    from catonnx.tasks import Result
 
 _REASONS_SHOWN = 6
 
@@ -97,6 +98,18 @@ def judged(result: Judged) -> list[RenderableType]:
     unit, scale = unit_of(sizes)
     table.add_row(f"size on disk, {unit}", *(f"{size / scale:.1f}" for size in sizes))
     return [table, *([Text(f"measured {_TWIN}")] if any(row.float32_twin for row in rows) else [])]
+
+
+def answered(names: Sequence[str], results: Sequence[Sequence[Result]]) -> list[RenderableType]:
+    """Return what `evaluate --tasks` shows: a figure a row, models across."""
+    table = new_table("=task", "=figure", ">questions", *shortened(names))
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for rows in zip(*results, strict=True):
+        values = (figure(row.value, 4) + (f" +- {row.error:.4f}" if row.error else "") for row in rows)
+        first = rows[0]
+        table.add_row(first.task, first.metric, "-" if first.samples is None else str(first.samples), *values)
+    return [table]
 
 
 def _kinds(report: Report) -> Table:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from catonnx.comparing import Comparison, Prompts, compare_on_text
+from catonnx.comparing import Comparison, Prompts, compare_on_text, leading_same
 from catonnx.errors import CalibrationError, UsageError
 from catonnx.evaluation import evaluate_on_text
 from catonnx.measured import load_measured
@@ -117,6 +117,16 @@ def test_texts_tell_how_long_they_are_the_references(result: Comparison, tiny_ll
         assert len(own.ids) == 6
         assert own.text == TokenStream.load(tiny_llama).tokenizer.decode(list(own.ids))
     assert [written.same for written in source] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("ids", "others", "same"),
+    [((1, 2, 3), (1, 2, 3), 3), ((1, 9, 3), (1, 2, 3), 1), ((1, 2), (1, 2, 3), 2), ((4,), (1, 4), 0), ((), (1,), 0)],
+)
+def test_what_is_the_same_again_after_a_difference_does_not_count(
+    ids: tuple[int, ...], others: tuple[int, ...], same: int
+) -> None:
+    assert leading_same(ids, others) == same
 
 
 def test_a_model_is_like_itself(tiny_llama: Path, text: Path) -> None:

@@ -46,11 +46,24 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("catonnx.workspace", "catonnx.unchanged", "catonnx.reporting"),
     ("catonnx.pipeline",),
-    ("catonnx.evaluation", "catonnx.comparing", "catonnx.inspection", "catonnx.doctor", "catonnx.hub.quantizer"),
+    (
+        "catonnx.evaluation",
+        "catonnx.comparing",
+        "catonnx.inspection",
+        "catonnx.doctor",
+        "catonnx.hub.quantizer",
+        "catonnx.tasks",
+    ),
     ("catonnx",),
     ("catonnx.cells",),
     ("catonnx.tables", "catonnx.tables_compared", "catonnx.terminal", "catonnx.options"),
-    ("catonnx.wishes", "catonnx.command_compare", "catonnx.command_report", "catonnx.olive"),
+    (
+        "catonnx.wishes",
+        "catonnx.command_compare",
+        "catonnx.command_evaluate",
+        "catonnx.command_report",
+        "catonnx.olive",
+    ),
     ("catonnx.cli",),
     ("catonnx.hub",),
     ("catonnx.__main__",),
@@ -71,10 +84,12 @@ ONLY_THERE: Mapping[str, tuple[str, ...]] = {
         "catonnx.terminal",
         "catonnx.options",
         "catonnx.command_compare",
+        "catonnx.command_evaluate",
         "catonnx.command_report",
         "catonnx.cli",
         "catonnx.hub",
     ),
+    "lm_eval": ("catonnx.tasks",),
     "cairosvg": ("catonnx.reporting",),
     "rich": ("catonnx.cells", "catonnx.tables", "catonnx.tables_compared", "catonnx.terminal"),
     "optimum": ("catonnx.hub",),
@@ -162,7 +177,7 @@ def test_what_may_be_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     export = [requirement for requirement in extras["export"] if requirement.startswith("optimum==")]
-    extra = [*extras["cpu"], *extras["learned"], *extras["pictures"], *export, "olive"]
+    extra = [*extras["cpu"], *extras["learned"], *extras["pictures"], *extras["tasks"], *export, "olive"]
     declared = [*project["dependencies"], *extra]
     assert any(requirement.startswith("olive-ai") for requirement in extras["olive"])
     names = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in declared}

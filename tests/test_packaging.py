@@ -85,7 +85,10 @@ def test_wheel_holds_all_modules_and_nothing_else(origin: str, wheels: dict[str,
     with zipfile.ZipFile(wheels[origin]) as archive:
         names = set(archive.namelist())
     information = {name for name in names if name.startswith(f"{NAME}.dist-info/")}
-    assert names - information == modules(project) | sources(project) | {"catonnx/py.typed"}
+    assert names - information == modules(project) | sources(project) | {
+        "catonnx/py.typed",
+        "catonnx/reporting/page.css",
+    }
     headers = "catonnx/ops/source/onnxruntime"
     assert {"catonnx/ops/source/library.cpp", f"{headers}/onnxruntime_c_api.h", f"{headers}/LICENSE"} <= names
     assert {"catonnx/passes/absorb.py", "catonnx/passes/__init__.py"} <= names
@@ -99,7 +102,8 @@ def test_sdist_holds_the_passes_once(sdist: Path, project: Path) -> None:
         assert not [member.name for member in archive if member.issym() or member.islnk()]
     assert {f"{NAME}/passes/{file.name}" for file in (project / "passes").glob("*.py")} <= names
     assert not [name for name in names if name.startswith(f"{NAME}/catonnx/passes")]
-    assert {f"{NAME}/{name}" for name in ("LICENSE", "README.md", "pyproject.toml", "catonnx/py.typed")} <= names
+    single = ("LICENSE", "README.md", "pyproject.toml", "catonnx/py.typed", "catonnx/reporting/page.css")
+    assert {f"{NAME}/{name}" for name in single} <= names
     assert {f"{NAME}/{name}" for name in sources(project)} <= names
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import catonnx
 from catonnx.errors import UsageError
-from catonnx.measured import Measured, load_measured
+from catonnx.measured import Answers, Measured, load_measured
 from catonnx.reportfile import load_report
 from tests.small_models import write_feeds, write_mlp
 
@@ -133,6 +133,9 @@ def test_figures_come_back(tmp_path: Path) -> None:
     rows = [{"model": "a", "disk_bytes": 5, "perplexity": 3.5, "cosine": None}, {"model": "b", "disk_bytes": 6}]
     file.write_text(json.dumps({"rows": 4, "models": rows}))
     assert load_measured(file) == (Measured("a", 5, 3.5), Measured("b", 6))
+    answer = {"task": "arc", "metric": "acc", "value": 0.5, "error": None, "samples": 8}
+    file.write_text(json.dumps({"models": [{"model": "a", "tasks": [answer]}]}))
+    assert load_measured(file) == (Measured("a", tasks=(Answers("arc", "acc", 0.5, None),)),)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"models": [{"model": 1}]}', '{"models": [{"disk_bytes": 1}]}'])

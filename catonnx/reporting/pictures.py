@@ -137,7 +137,7 @@ def depth(report: Report) -> Picture | None:
     noises = [noise_percent(value) for _, known in lines for _, _, value in known]
     deepest = max(known[-1][0] for _, known in lines)
     frame = Frame(_WIDE, 320, Axis.counting(deepest + 1), Axis.over(noises, zero=True))
-    parts = [frame.drawn("What rounding leaves, by depth", "layer, counted for each kind", "noise, % of the signal")]
+    parts = [frame.drawn("What rounding leaves, by depth", "depth, counted for each kind", "noise, % of the signal")]
     for kind, known in lines:
         places = [(frame.x(index), frame.y(noise_percent(value))) for index, _, value in known]
         colour = kind.series % len(PALETTE)
@@ -222,7 +222,7 @@ def spelled(size: int) -> str:
 
 def _sqnr_panel(kind: Kind, axis: Axis) -> Picture:
     frame = Frame(PANEL_WIDTH, PANEL_HEIGHT, Axis.counting(len(kind.sites)), axis)
-    parts = [frame.drawn(kind.name, "layer", "SQNR, dB")]
+    parts = [frame.drawn(kind.name, "depth", "SQNR, dB")]
     for index, row in enumerate(kind.sites):
         x, name, real = frame.x(index), _name(row), rounded(row)
         before, after = row.sqnr_before, row.sqnr_after

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from catonnx.measured import Measured
+from catonnx.measured import Answers, Measured
 from catonnx.naming import shortened, summed_up
 from catonnx.report import Report, SiteRow
 from catonnx.reporting.markup import beside, facts, number, paragraph, percent, table
@@ -77,7 +77,23 @@ def _quality(report: Report, measured: Sequence[Measured]) -> list[str]:
             for row in measured
         ]
         content.append(table("On a text of its own", ("", ">perplexity", ">KL, nats", ">same top token"), rows))
-    return content
+    return [*content, *_tasks([row for row in measured if row.tasks])]
+
+
+def _tasks(asked: Sequence[Measured]) -> list[str]:
+    found = [{(answer.task, answer.metric): answer for answer in row.tasks} for row in asked]
+    rows = []
+    for task, metric in dict.fromkeys(key for figures in found for key in figures):
+        own = [figures.get((task, metric)) for figures in found]
+        rows.append((shown(task), shown(metric), *(_answer(answer) for answer in own)))
+    columns = ("", "figure", *(f">{shown(row.model)}" for row in asked))
+    return [table("Questions of tasks, with standard errors", columns, rows)] if rows else []
+
+
+def _answer(answer: Answers | None) -> str:
+    if answer is None:
+        return number(None, 4)
+    return number(answer.value, 4) + (f" \u00b1 {number(answer.error, 4)}" if answer.error else "")
 
 
 def _speed(report: Report, measured: Sequence[Measured]) -> list[str]:
@@ -89,7 +105,7 @@ def _speed(report: Report, measured: Sequence[Measured]) -> list[str]:
     if timed:
         rows = [
             (shown(row.model), number(row.prefill_tokens_per_second, 1), number(row.decode_tokens_per_second, 1),
-             spelled(row.disk_bytes)) for row in measured
+             "\u2013" if row.disk_bytes is None else spelled(row.disk_bytes)) for row in timed
         ]  # fmt: skip
         columns = ("", ">prefill, tokens/s", ">decode, tokens/s", ">size")
         content.append(table("Speed where it was measured", columns, rows))
@@ -105,10 +121,12 @@ def _layers(report: Report, _: Sequence[Measured]) -> list[str]:
     panels, legend = sqnr_panels(report), sqnr_legend(report)
     if not panels or legend is None:
         return []
-    caption = "Signal over rounding noise, predicted before and after the change of basis, and of the weights as they "
-    caption += "were really rounded. Higher is better: 6 dB are worth one bit."
+    caption = (
+        "Signal over rounding noise, predicted before and after the change of basis, and as really rounded. Higher "
+    )
+    caption += "is better: 6 dB are worth one bit."
     if len({row.bits for row in report.sites}) > 1:
-        caption += " Sites that keep 8 bits are shown in 8 bits, before and after: they stand 24 dB higher."
+        caption += " Sites that keep 8 bits are shown in 8 bits, before and after: they stand about 25 dB higher."
     grid = element("div", *(panel.inline() for panel in panels), class_="panels")
     inner = element("div", legend.inline(), class_="legend") + grid
     return [element("figure", inner, element("figcaption", caption))]
@@ -148,7 +166,8 @@ def _plan(report: Report, _: Sequence[Measured]) -> list[str]:
                ">before", ">after")  # fmt: skip
     rows: list[tuple[str, ...]] = [
         (shown(name, 200), str(kind.sites), str(kind.linears), shown(kind.absorbed) or "\u2013",
-         shown(kind.online) or "\u2013", shown(kind.bits), number(kind.sqnr_before, 1), number(kind.sqnr_after, 1),
+         shown(kind.online) or "\u2013", "<br/>".join(map(_unbroken, kind.bits.split(", "))),
+         *(number(value, 1) for value in (kind.sqnr_before, kind.sqnr_after)),
          number(kind.sqnr_weights if kind.sqnr_outputs is None else kind.sqnr_outputs, 1),
          spelled(kind.bytes_before), spelled(kind.bytes_after))
         for name, kind in zip(names, kinds, strict=True)
@@ -159,6 +178,10 @@ def _plan(report: Report, _: Sequence[Measured]) -> list[str]:
     )  # fmt: skip
     every = element("details", element("summary", f"every site ({len(report.sites)})"), _every_site(report.sites))
     return [table("Sites that are treated alike, means of their SQNR in dB", columns, rows, total=True), every]
+
+
+def _unbroken(text: str) -> str:
+    return shown(text).replace(" ", "&#160;")
 
 
 def _every_site(sites: Sequence[SiteRow]) -> str:

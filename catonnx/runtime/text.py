@@ -21,6 +21,10 @@ _TOKENIZER_HINT = (
 )
 
 
+_LONGEST = 2048
+"""Tokens that a model is taken to see where its configuration does not say."""
+
+
 @dataclass(frozen=True)
 class TokenStream:
     """A tokenizer with the special ids around each row: BOS before a decoder's, [CLS] and [SEP] around an encoder's."""
@@ -175,6 +179,16 @@ def configured_ends(folder: Path) -> frozenset[int]:
         named = content.get("eos_token_id")
         found |= {ident for ident in (named if isinstance(named, list) else [named]) if type(ident) is int}
     return frozenset(found)
+
+
+def configured_length(folder: Path) -> int:
+    """Return the most tokens that a model can see, as config.json and its like name it, else 2048."""
+    for content in _configurations(folder):
+        for name in ("max_position_embeddings", "n_positions", "context_length"):
+            length = content.get(name)
+            if type(length) is int and length > 1:
+                return length
+    return _LONGEST
 
 
 def _configurations(folder: Path) -> list[Mapping[str, object]]:

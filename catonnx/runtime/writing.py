@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +24,7 @@ def go_on(
     ends: Set[int] = frozenset(),
     temperature: float = 0.0,
     seed: int = 0,
+    finished: Callable[[Sequence[int]], bool] = lambda _: False,
 ) -> tuple[int, ...]:
     """Return what a model writes after a prompt, as token ids.
 
@@ -34,6 +35,7 @@ def go_on(
         ends: Tokens that end a text; they are not part of it.
         temperature: Divides the logits before a token is drawn; 0 takes the most likely one.
         seed: Of the numbers that decide what is drawn: models that think alike write alike.
+        finished: Asked after every token, with all that was written, whether that is enough.
 
     Raises:
         CalibrationError: the model cannot write, or gives NaN or Inf.
@@ -61,4 +63,6 @@ def go_on(
         if int(chosen[0]) in ends:
             break
         text = np.concatenate([text, chosen[:, np.newaxis].astype(np.int64)], axis=1)
+        if finished(text[0, len(prompt) :].tolist()):
+            break
     return tuple(text[0, len(prompt) :].tolist())

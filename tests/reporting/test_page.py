@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import catonnx
-from catonnx.measured import Measured
+from catonnx.measured import Answers, Measured
 from catonnx.report import Report
 from catonnx.reportfile import load_report
 from catonnx.reporting.page import page
@@ -141,10 +141,16 @@ def test_transforms_alone_have_a_page(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 def test_speed_is_shown_where_it_is_known(report: Report) -> None:
-    measured = [Measured("ours", 1_500_000, 22.914, 0.0123, 0.87, 465.2, 56.9), Measured("theirs", 3_000_000, 21.2)]
-    text = Page(page(report, measured)).texts
-    for part in ("22.914", "0.0123", "87.00 %", "465.2", "56.9", "1.5 MB", "theirs"):
+    answers = (Answers("arc<i>", "acc", 0.4375, 0.0125), Answers("read", "bits_per_byte", None, None))
+    measured = [
+        Measured("ours", 1_500_000, 22.914, 0.0123, 0.87, 465.2, 56.9, answers),
+        Measured("theirs", tasks=answers[:1]),
+    ]
+    read = Page(page(report, measured))
+    text = read.texts
+    for part in ("22.914", "0.0123", "87.00 %", "465.2", "56.9", "1.5 MB", "theirs", "arc<i>", "0.4375 \u00b1 0.0125"):
         assert part in text
+    assert "i" not in read.tags
     assert "Not measured here" not in text
     assert "Not measured here" in Page(page(report)).texts
 

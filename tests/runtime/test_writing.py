@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +61,15 @@ def test_what_cannot_write_is_refused(language_model: Writer, encoder: Writer) -
         go_on(open_session(language_model("loud", noise=np.inf)), PROMPT, tokens=2)
     with pytest.raises(CalibrationError, match="no tokens"):
         go_on(open_session(language_model()), PROMPT[:0], tokens=2)
+
+
+def test_writing_stops_as_soon_as_it_is_enough(language_model: Writer) -> None:
+    session, seen = open_session(language_model(noise=NOISE)), []
+
+    def finished(ids: Sequence[int]) -> bool:
+        seen.append(tuple(ids))
+        return len(ids) == 3
+
+    whole = go_on(session, PROMPT, tokens=9)
+    assert go_on(session, PROMPT, tokens=9, finished=finished) == whole[:3]
+    assert seen == [whole[:1], whole[:2], whole[:3]]
