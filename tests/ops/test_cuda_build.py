@@ -39,7 +39,7 @@ def script(nvcc: Path, codes: str, says: str) -> None:
 @pytest.mark.skipif(find_nvcc() is None, reason="there is no nvcc")
 def test_the_library_with_cuda_loads_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every architecture compiles; nothing of CUDA is linked with; the operators of the CPU are there as before."""
-    path = build(tmp_path / "library.so", cuda=True)
+    path = build(tmp_path / "library.so", cuda=True, flags=["-O1"])
     assert has_cuda(path)
     needed = re.findall(r"NEEDED.*\[(\S+)\]", shell(["readelf", "-d", str(path)]))
     assert needed
