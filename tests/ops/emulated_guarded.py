@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def check_rows(kernels: Emulated, rng: np.random.Generator) -> None:
     scale = rng.uniform(0.5, 2, channels if rng.integers(2) else 1).astype(dtype)
     first = rng.standard_normal((outer, outer)).astype(dtype) if outer > 1 else None
     matrix = rng.standard_normal((inner, inner)).astype(dtype) if dense else None
-    given = {"inner": inner, "outer": outer, "first": first}
+    given: dict[str, Any] = {"inner": inner, "outer": outer, "first": first}
     y, _ = kernels.transform(x, scale, matrix, **given)
     codes, scales = kernels.transform(x, scale, matrix, **given, bits=8)
     most = np.abs(y.astype(np.float64)).max(axis=-1, keepdims=True)
