@@ -11,13 +11,15 @@ import numpy as np
 from tests.ops.emulated import ORDERS, Emulated
 from tests.ops.native import Product, exact, random_product, random_rows
 
+TYPES = (np.float16, np.float32)
+
 
 def check_product(kernels: Emulated, rng: np.random.Generator) -> None:
     """Multiply once, shapes drawn at random."""
     K, N, rows = int(rng.integers(1, 300)), int(rng.integers(1, 70)), int(rng.integers(1, 40))
     group = int(rng.choice([16, 32, 64, 128, 256, -(-K // 16) * 16]))
     drawn = random_product(rng, K, N, group)
-    product = Product(K, N, group, drawn.codes, drawn.scales.astype(rng.choice([np.float16, np.float32])))
+    product = Product(K, N, group, drawn.codes, drawn.scales.astype(TYPES[rng.integers(2)]))
     a, a_scale = random_rows(rng, rows, K)
     wanted, bound = exact(product, a, a_scale)
     if product.scales.dtype == np.float16:
@@ -28,7 +30,7 @@ def check_product(kernels: Emulated, rng: np.random.Generator) -> None:
 def check_rows(kernels: Emulated, rng: np.random.Generator) -> None:
     """Transform and round once, by a Hadamard matrix and another one, or by a dense one, shapes drawn at random."""
     outer, inner, runs = (int(rng.integers(1, most)) for most in (5, 70, 4))
-    dtype = rng.choice([np.float16, np.float32])
+    dtype = TYPES[rng.integers(2)]
     dense = bool(rng.integers(2))
     if not dense:
         inner = 1 << inner % 10
