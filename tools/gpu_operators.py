@@ -149,7 +149,7 @@ def prologues(library: Path, provider: str, sizes: Sizes) -> list[Row]:
     """Time a transform with its rounding against what moves as many bytes: a float16 negation, by the byte."""
     count, channels = sizes.prologue
     random = np.random.default_rng(0)
-    x = random.standard_normal((count, channels)).astype(np.float16)
+    x = random.standard_normal((count, channels), np.float32).astype(np.float16)
     wide = [scipy.linalg.hadamard(part) / part**0.5 for part in (channels // 64, 64)]
     cases = {
         "Hadamard 128": transform("SharedTransformQuantize", x, scipy.linalg.hadamard(128) / 128**0.5),

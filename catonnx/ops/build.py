@@ -48,7 +48,7 @@ def build(
     """
     command = find_compiler(compiler)
     if cuda is None:
-        cuda = find_nvcc() is not None
+        cuda = bool(cuda_sources(source)) and find_nvcc() is not None
     nvcc = require_nvcc() if cuda else None
     place = default_place(cuda=cuda) if output is None else output
     if place is None:

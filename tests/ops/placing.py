@@ -125,6 +125,15 @@ def merged(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
     return whole
 
 
+def around(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put nodes before and behind one, which run on CUDA."""
+    (node,) = model.graph.node
+    node.input[0], node.output[0] = "before", "behind"
+    model.graph.node.insert(0, onnx.helper.make_node("Abs", ["x"], ["before"]))
+    model.graph.node.append(onnx.helper.make_node("Neg", ["behind"], ["y"]))
+    return model
+
+
 def with_warnings(path: Path) -> dict[str, Any]:
     """Open a model as users do, and say what was warned of and which nodes it runs."""
     with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryDirectory() as folder:
@@ -178,6 +187,7 @@ def main() -> None:
         using = with_warnings(path)
         os.environ["CATONNX_OPS"] = cpu_library
         without = with_warnings(path)
+    registered = placement(around(node_model("SharedTransform", INPUTS)), x=INPUTS["x"])
     said = {
         "version": ort.__version__,
         "providers": opened(
@@ -189,6 +199,7 @@ def main() -> None:
         "refused": refused,
         "with_cuda": using,
         "cpu_only": without,
+        "registered": registered,
     }
     print(json.dumps(said))
 

@@ -11,12 +11,14 @@ import pytest
 
 from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops import __main__ as command
-from catonnx.ops import library
+from catonnx.ops import library, register
 from catonnx.ops.build import build
 from catonnx.ops.nvcc import find_nvcc, require_nvcc
 from catonnx.ops.place import ARCHITECTURES, cuda_sources, default_place, has_cuda, sources
+from catonnx.runtime import library as runtime_library
 from tests.ops.native import run as shell
 from tests.ops.running import node_model, opened, run, sylvester
+from tests.ops.test_library import write
 
 KNOWN = " ".join(f"sm_{number}" for number in ARCHITECTURES)
 
@@ -39,7 +41,7 @@ def script(nvcc: Path, codes: str, says: str) -> None:
 @pytest.mark.skipif(find_nvcc() is None, reason="there is no nvcc")
 def test_the_library_with_cuda_loads_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every architecture compiles; nothing of CUDA is linked with; the operators of the CPU are there as before."""
-    path = build(tmp_path / "library.so", cuda=True)
+    path = build(tmp_path / "library.so", cuda=True, flags=["-O1"])
     assert has_cuda(path)
     needed = re.findall(r"NEEDED.*\[(\S+)\]", shell(["readelf", "-d", str(path)]))
     assert needed
@@ -132,3 +134,19 @@ def source_of_cpu(folder: Path) -> Path:
     source.mkdir()
     (source / "one.cpp").write_text("int x;")
     return source
+
+
+def test_a_cuda_session_takes_only_a_library_with_cuda(
+    ops_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With kernels for the CPU alone each node would run there, between two copies: functions do better."""
+    opened_with: list[dict[str, object]] = []
+    monkeypatch.setattr(runtime_library, "open_session", lambda _, **named: opened_with.append(named))
+    monkeypatch.setenv("CATONNX_OPS", str(ops_library))
+    path = write(tmp_path / "model.onnx")
+    with pytest.warns(UserWarning, match=r"no kernels for CUDA .*; build it anew: python -m catonnx\.ops build --cuda"):
+        runtime_library.open_model(path, provider="cuda")
+    assert opened_with.pop() == {"provider": "cuda"}
+    monkeypatch.setattr(runtime_library, "has_cuda", lambda _: True)
+    runtime_library.open_model(path, provider="cuda")
+    assert opened_with == [{"provider": "cuda", "prepare": register}]

@@ -44,6 +44,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, ops_library: Path) -> dict[s
     printed = run(
         [sys.executable, "-m", "tests.ops.placing", str(library), str(ops_library)],
         LD_LIBRARY_PATH=str(folder),
+        CATONNX_STREAMED="1",
         PYTHONPATH=os.pathsep.join([str(FOLDER), str(ROOT)]),
     )
     said: dict[str, Any] = json.loads(printed.splitlines()[-1])
@@ -94,6 +95,13 @@ def test_what_does_not_fit_is_refused(found: dict[str, Any]) -> None:
 def test_a_library_without_cuda_is_left_out_with_a_warning(found: dict[str, Any]) -> None:
     assert "python -m catonnx.ops build --cuda" in found["cpu_only"]["warning"]
     assert found["cpu_only"]["nodes"] == ["Mul"]
+
+
+def test_a_library_without_cuda_that_is_registered_runs_on_the_cpu(found: dict[str, Any]) -> None:
+    """So that a CUDA session still works, if slowly: between copies."""
+    placed = found["registered"]
+    assert placed["SharedTransform"] == ["CPUExecutionProvider"]
+    assert {"MemcpyToHost", "MemcpyFromHost"} <= placed.keys()
 
 
 def test_a_library_with_cuda_is_used(found: dict[str, Any]) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.ops.emulated import ORDERS, Emulated, aligned, emulated
-from tests.ops.native import Product, exact, random_product, random_rows
+from catonnx.ops.build import find_compiler
+from tests.ops.emulated import ORDERS, Emulated, aligned, compiled, emulated
+from tests.ops.native import Product, exact, random_product, random_rows, run
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 GROUPS = (16, 32, 64, 128, 256, 0)
 """0 stands for all of K, rounded up to 16."""
@@ -123,3 +128,19 @@ def test_a_row_that_is_not_a_number_stays_alone(rows: int) -> None:
     others = np.arange(rows) != 1
     wanted, bound = exact(product, a[others], a_scale[others])
     assert (np.abs(y[others] - wanted) <= bound).all()
+
+
+def test_sanitizers_find_nothing() -> None:
+    """Products and transforms once more, with sanitizers that know the end of every operand and of shared memory."""
+    emulated()  # skips where there is no compiler
+    runtime = run([*find_compiler(), "-print-file-name=libasan.so"]).strip()
+    if not Path(runtime).is_absolute():
+        pytest.skip("the compiler came without libasan.so")
+    library = compiled("-fsanitize=address,undefined", "-fno-sanitize-recover=all") / "emulated.so"
+    printed = run(
+        [sys.executable, "-m", "tests.ops.emulated_guarded", str(library)],
+        PYTHONPATH=str(ROOT),
+        LD_PRELOAD=runtime,
+        ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0",
+    )
+    assert "all right" in printed

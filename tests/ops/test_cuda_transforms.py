@@ -91,7 +91,7 @@ def test_hadamard_matrices_mixed_by_another(
     kernels: Emulated, outer: int, inner: int, runs: int, dtype: DTypeLike
 ) -> None:
     random = np.random.default_rng(outer)
-    x = typed(random.standard_normal((2, runs * outer * inner)), dtype)
+    x = typed(random.standard_normal((5, runs * outer * inner)), dtype)  # of the widest, blocks take several rows
     first = typed(random.standard_normal((outer, outer)), dtype)
     scale = typed(random.uniform(0.5, 2, 1), dtype)
     compare(kernels, "KroneckerTransform", x, scale, first, sylvester(inner).astype(np.int8), hadamard=inner)
@@ -124,11 +124,13 @@ def test_a_factor_of_the_first_matrix_may_join_the_second(kernels: Emulated, dty
     ("op", "shapes", "channels", "rows"),
     [
         ("SharedTransform", [(12, 12)], 60, 3),
+        ("SharedTransform", [(12, 12)], 60, 17),
         ("SharedTransform", [(64, 64)], 64, 65),
-        ("SharedTransform", [(100, 100)], 200, 2),
+        ("SharedTransform", [(100, 100)], 200, 6),
         ("BlockTransform", [(5, 33, 33)], 165, 70),
         ("BlockTransform", [(2, 128, 128)], 256, 1),
         ("KroneckerTransform", [(3, 3), (20, 20)], 120, 2),
+        ("KroneckerTransform", [(3, 3), (20, 20)], 120, 20),
     ],
 )
 def test_dense_matrices(
@@ -144,7 +146,7 @@ def test_dense_matrices(
 @pytest.mark.parametrize(("bits", "clip"), [(8, 1.0), (4, 0.75), (8, 1.5), (8, 1e-35)])
 def test_rows_are_quantized(kernels: Emulated, bits: int, clip: float, dtype: DTypeLike) -> None:
     random, levels = np.random.default_rng(0), 2 ** (bits - 1) - 1
-    for rows, channels in ((3, 33), (70, 128), (4, 0), (0, 8), (1, 4104), (2, 16385)):
+    for rows, channels in ((3, 33), (70, 128), (30, 1040), (4, 0), (0, 8), (1, 4104), (3, 16385)):
         x = random.standard_normal((rows, channels)) * np.exp(random.uniform(-4, 4, (rows, 1)))
         if rows > 2:
             x[1] = 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from catonnx.runtime.sessions import available_providers
-from tools import gpu_check, gpu_checks, gpu_operators
+from tools import gpu_check, gpu_checks, gpu_operators, operator_cases
 from tools.llama_shape import LlamaShape, write_llama
 from tools.placement import summed_up
 from tools.tables import Row, attempt, markdown
@@ -111,3 +111,33 @@ def test_the_same_seed_writes_the_same_model(tmp_path: Path) -> None:
         written.append(np.fromfile(path.with_name("model.onnx_data"), np.uint8))
     np.testing.assert_array_equal(written[0], written[1])
     assert written[0].size > 2 * shape.linear_weights
+
+
+@pytest.mark.parametrize(("code", "met"), [(0, True), (9, False)])
+def test_what_compute_sanitizer_finds_is_a_missed_bound(
+    code: int, met: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "compute-sanitizer"
+    script.write_text(f"#!/bin/sh\necho $2 watched $6 $7 $8\nexit {code}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    rows = gpu_operators.races(Path("library.so"))
+    assert [row.met for row in rows] == [met, met]
+    assert [row.measured for row in rows] == [
+        f"{tool} watched -m tools.gpu_operators library.so" for tool in ("memcheck", "racecheck")
+    ]
+
+
+def test_the_cases_alone_tell_what_is_wrong(ops_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One number of one result changed is an error larger than what roundings allow."""
+    cases = [case for case in operator_cases.draw_cases(ops_library, few=True) if case.op != "DynamicQuantize"]
+    assert {case.op for case in cases} >= {"SharedTransform", "BlockTransform", "KroneckerTransform", "QuantizedMatMul"}
+    assert all(row.met for row in gpu_operators.numerics(ops_library, "cpu", cases))
+    right = operator_cases.error_of
+
+    def changed(case: operator_cases.Case, results: list[np.ndarray]) -> float:
+        results[0].flat[-1] += np.abs(results[0]).max() / 100
+        return right(case, results)
+
+    monkeypatch.setattr(gpu_operators, "error_of", changed)
+    assert not any(row.met for row in gpu_operators.numerics(ops_library, "cpu", cases))

@@ -23,8 +23,17 @@ struct DenseTask {
   const T* scale;  // [period, size], or [1]; null for none
   bool one_scale;
   int64_t period;  // part r * runs + run of x is number (r * runs + run) % period of the scale
-  const T* matrix;  // [runs, size, size]
+  const T* matrix;  // [size, size]; those of the runs are `matrix_step` apart
+  int64_t matrix_step;
 };
+
+// Number k of part `part` of x, times its factor. `place` is where the factors of that part begin.
+template <class T>
+__device__ __forceinline__ float scaled(const DenseTask<T>& task, int64_t part, int64_t place, int k) {
+  const float x = widen(task.x[part * task.size + k]);
+  if (task.scale == nullptr) return x;
+  return x * widen(task.scale[task.one_scale ? 0 : place + k]);
+}
 
 // y = (x * scale) matrix for every run; y is [rows, runs, size].
 template <class T, class Y>
@@ -33,26 +42,25 @@ __global__ void __launch_bounds__(TILE_THREADS) dense_kernel(DenseTask<T> task, 
   float* const right = left + DEPTH * TILE_STRIDE;                // [DEPTH, TILE]
   const int thread = threadIdx.x, size = task.size;
   const int64_t tiles = ceil_div(task.rows, TILE);
-  const float one = task.scale != nullptr && task.one_scale ? widen(task.scale[0]) : 1.0f;
   for (int64_t run = blockIdx.z; run < task.runs; run += gridDim.z) {
-    const T* const matrix = task.matrix + run * size * size;
+    const T* const matrix = task.matrix + run * task.matrix_step;
     for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
       for (int first = blockIdx.y * TILE; first < size; first += gridDim.y * TILE) {
+        constexpr int ITEMS = TILE * DEPTH / TILE_THREADS;  // of each operand, that a thread loads at a time
+        int64_t parts[ITEMS], places[ITEMS];
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i) {
+          parts[i] = (tile * TILE + (i * TILE_THREADS + thread) / DEPTH) * task.runs + run;
+          places[i] = parts[i] % task.period * size;
+        }
         float sums[4][4] = {};
         for (int depth = 0; depth < size; depth += DEPTH) {
 #pragma unroll
-          for (int i = 0; i < TILE * DEPTH / TILE_THREADS; ++i) {
+          for (int i = 0; i < ITEMS; ++i) {
             const int item = i * TILE_THREADS + thread;
             const int row = item / DEPTH, k = item % DEPTH;
-            const int64_t part = (tile * TILE + row) * task.runs + run;
-            float value = 0.0f;
-            if (tile * TILE + row < task.rows && depth + k < size) {
-              const float factor = task.scale == nullptr || task.one_scale
-                                       ? one
-                                       : widen(task.scale[part % task.period * size + depth + k]);
-              value = widen(task.x[part * size + depth + k]) * factor;
-            }
-            left[k * TILE_STRIDE + row] = value;
+            const bool present = tile * TILE + row < task.rows && depth + k < size;
+            left[k * TILE_STRIDE + row] = present ? scaled(task, parts[i], places[i], depth + k) : 0.0f;
             const int other = item / TILE, column = item % TILE;
             const bool there = depth + other < size && first + column < size;
             right[other * TILE_STRIDE + column] =
@@ -82,6 +90,44 @@ __global__ void __launch_bounds__(TILE_THREADS) dense_kernel(DenseTask<T> task, 
           }
         }
       }
+    }
+  }
+}
+
+constexpr int FEW_ROWS = 4;         // of a block of few_kernel
+constexpr int MOST_FEW_ROWS = 16;   // more are worth a tile
+constexpr int FEW_WARPS = 8;        // each takes every FEW_WARPS-th channel, for all columns of the block: a lane has one
+
+// The same for few rows, where all that counts is how soon the matrices are there.
+template <class T, class Y>
+__global__ void __launch_bounds__(FEW_WARPS * WARP) few_kernel(DenseTask<T> task, Y* y) {
+  float* const parts = reinterpret_cast<float*>(shared_memory());  // [FEW_WARPS, FEW_ROWS, WARP]
+  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, size = task.size;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * FEW_ROWS;
+  for (int64_t run = blockIdx.z; run < task.runs; run += gridDim.z) {
+    const T* const matrix = task.matrix + run * task.matrix_step;
+    for (int first = blockIdx.y * WARP; first < size; first += gridDim.y * WARP) {
+      const int column = first + lane;
+      float sums[FEW_ROWS] = {};
+#pragma unroll 8
+      for (int k = warp; k < size; k += FEW_WARPS) {
+        const float weight = column < size ? widen(matrix[static_cast<int64_t>(k) * size + column]) : 0.0f;
+#pragma unroll
+        for (int i = 0; i < FEW_ROWS; ++i) {
+          const int64_t part = (first_row + i) * task.runs + run;
+          if (first_row + i < task.rows) sums[i] = fmaf(scaled(task, part, run * size, k), weight, sums[i]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < FEW_ROWS; ++i) parts[(warp * FEW_ROWS + i) * WARP + lane] = sums[i];
+      __syncthreads();
+      if (warp < FEW_ROWS && first_row + warp < task.rows && column < size) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int other = 0; other < FEW_WARPS; ++other) sum += parts[(other * FEW_ROWS + warp) * WARP + lane];
+        narrow(sum, y[((first_row + warp) * task.runs + run) * size + column]);
+      }
+      __syncthreads();
     }
   }
 }
@@ -173,13 +219,19 @@ Problem launch_rows(const RowTask<T>& task, const Out& out, Stream stream) {
 template <class T, class Y>
 Problem launch_dense(const CudaTransform<T>& t, const T* x, int64_t rows, Y* y, Stream stream) {
   const int64_t runs = t.channels / t.inner;
-  DenseTask<Number<T>> task = {numbers(x), rows,  runs, static_cast<int>(t.inner), numbers(t.scale), t.one_scale,
-                               runs,       numbers(t.matrix)};
+  DenseTask<Number<T>> task = {numbers(x), rows,   runs, static_cast<int>(t.inner), numbers(t.scale), t.one_scale,
+                               runs,       numbers(t.matrix), t.per_run ? t.inner * t.inner : 0};
+  const auto limited = [](int64_t blocks, int64_t most) { return static_cast<unsigned>(std::min(blocks, most)); };
+  if (rows <= MOST_FEW_ROWS) {
+    const dim3 blocks(static_cast<unsigned>(ceil_div(rows, FEW_ROWS)), limited(ceil_div(t.inner, WARP), MOST_BLOCKS),
+                      limited(runs, MOST_BLOCKS));
+    return launch(few_kernel<Number<T>, Y>, blocks, FEW_WARPS * WARP, FEW_WARPS * FEW_ROWS * WARP * sizeof(float), stream,
+                  task, y);
+  }
   if (!t.per_run) {  // one matrix for all: every run is a row
     task.rows *= runs;
     task.runs = 1;
   }
-  const auto limited = [](int64_t blocks, int64_t most) { return static_cast<unsigned>(std::min(blocks, most)); };
   const dim3 blocks(limited(ceil_div(task.rows, TILE), INT32_MAX), limited(ceil_div(t.inner, TILE), MOST_BLOCKS),
                     limited(task.runs, MOST_BLOCKS));
   return launch(dense_kernel<Number<T>, Y>, blocks, TILE_THREADS, 2 * DEPTH * TILE_STRIDE * sizeof(float), stream, task, y);

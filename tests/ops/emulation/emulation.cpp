@@ -82,18 +82,30 @@ bool all_in(State state) {
   return std::all_of(fibers.begin(), fibers.end(), [&](const Fiber& fiber) { return fiber.state == state; });
 }
 
+// Numbers 0 to `count` as the order has it.
+std::vector<size_t> turns(size_t count, std::mt19937& random) {
+  std::vector<size_t> numbers(count);
+  for (size_t i = 0; i < count; ++i) numbers[i] = order == 1 ? count - 1 - i : i;
+  if (order > 1) std::shuffle(numbers.begin(), numbers.end(), random);
+  return numbers;
+}
+
+// Each warp goes on alone until it waits for the others: as far ahead of them as it may.
 void run_block(std::mt19937& random) {
-  std::vector<size_t> turns(fibers.size());
-  for (size_t i = 0; i < turns.size(); ++i) turns[i] = order == 1 ? turns.size() - 1 - i : i;
+  const size_t groups = warps.size();
   while (!failed && !all_in(State::done)) {
-    if (order > 1) std::shuffle(turns.begin(), turns.end(), random);
-    bool moved = false;
-    for (const size_t thread : turns) {
-      if (fibers[thread].state != State::ready || failed) continue;
-      resume(thread);
-      moved = true;
+    for (const size_t warp : turns(groups, random)) {
+      for (bool moved = true; moved && !failed;) {
+        moved = false;
+        for (const size_t lane : turns(LANES, random)) {
+          const size_t thread = warp * LANES + lane;
+          if (fibers[thread].state != State::ready || failed) continue;
+          resume(thread);
+          moved = true;
+        }
+      }
     }
-    if (moved || failed) continue;
+    if (failed || all_in(State::done)) return;
     if (!all_in(State::at_barrier)) {
       wrong = "threads wait for others that never come";
       failed = true;
@@ -163,6 +175,10 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>
   if (threads == 0 || threads > 1024 || threads % LANES != 0 || config.dynamicSmemBytes > allowed || grid.x == 0 ||
       grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) {
     wrong = "an invalid launch";
+    return cudaErrorInvalidValue;
+  }
+  if (std::getenv("CATONNX_STREAMED") != nullptr && config.stream == nullptr) {
+    wrong = "a launch outside of the session's stream";
     return cudaErrorInvalidValue;
   }
   std::mt19937 random(order);
