@@ -85,10 +85,8 @@ def test_wheel_holds_all_modules_and_nothing_else(origin: str, wheels: dict[str,
     with zipfile.ZipFile(wheels[origin]) as archive:
         names = set(archive.namelist())
     information = {name for name in names if name.startswith(f"{NAME}.dist-info/")}
-    assert names - information == modules(project) | sources(project) | {
-        "catonnx/py.typed",
-        "catonnx/reporting/page.css",
-    }
+    data = {"catonnx/py.typed", "catonnx/reporting/page.css"}
+    assert names - information == modules(project) | sources(project) | data
     headers = "catonnx/ops/source/onnxruntime"
     assert {"catonnx/ops/source/library.cpp", f"{headers}/onnxruntime_c_api.h", f"{headers}/LICENSE"} <= names
     assert {"catonnx/passes/absorb.py", "catonnx/passes/__init__.py"} <= names
