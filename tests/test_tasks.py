@@ -112,10 +112,20 @@ def test_a_space_before_words_is_theirs(scorer: Scorer) -> None:
 
 @needs_lm_eval
 @quiet
-def test_fewer_questions_and_solved_examples(tiny_llama: Path, folder: Path) -> None:
+def test_fewer_questions_and_solved_examples(tiny_llama: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts: list[str] = []
+
+    def recorded(_: Scorer, context: str, words: str) -> tuple[float, bool]:
+        contexts.append(context)
+        return float(-len(words)), False
+
+    monkeypatch.setattr(Scorer, "continuation", recorded)
     (folder / "choice.yaml").write_text((folder / "choice.yaml").read_text() + "fewshot_split: test\n")
-    plain, shown = (evaluate_on_tasks(tiny_llama, Tasks(("own_choice",), (folder,), shots, 2))[0] for shots in (0, 1))
-    assert plain.samples == shown.samples == 2
+    found = [evaluate_on_tasks(tiny_llama, Tasks(("own_choice",), (folder,), shots, 2))[0] for shots in (0, 1)]
+    assert [row.samples for row in found] == [2, 2]
+    plain, shown = contexts[:5], contexts[5:]
+    assert plain == [QUESTIONS[0]["question"]] * 3 + [QUESTIONS[1]["question"]] * 2
+    assert all(long.endswith(short) and len(long) > len(short) for long, short in zip(shown, plain, strict=True))
     with pytest.raises(UsageError, match="no task 'nothing'"):
         evaluate_on_tasks(tiny_llama, Tasks(("own_choice", "nothing"), (folder,)))
     with pytest.raises(UsageError, match="no such folder of tasks"):
