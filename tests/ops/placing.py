@@ -151,6 +151,7 @@ def main() -> None:
     operators = [f"{form}Transform{end}" for form in ("Shared", "Block", "Kronecker") for end in ("", "Quantize")]
     operators += ["DynamicQuantize", "QuantizedMatMul"]
     errors: dict[str, float] = {}
+    outputs: dict[str, list[list[Any]]] = {}
     placed = {}
     for name, dtype in TYPES.items():
         models, feeds = [], {}
@@ -158,6 +159,7 @@ def main() -> None:
             inputs = inputs_of(op, np.dtype(dtype), random)
             for fed in (["x"], list(inputs)) if len(inputs) > 1 else (["x"],):
                 session = opened(model_of(op, inputs, fed))
+                outputs[f"{op} {name}"] = [[output.type, output.shape] for output in session.get_outputs()]
                 for _ in range(2):
                     results = run(session, **{key: inputs[key] for key in fed})
                     errors[f"{op} {name} {'constant' if fed == ['x'] else 'fed'}"] = error(op, inputs, results)
@@ -195,6 +197,7 @@ def main() -> None:
         ).get_providers(),
         "placement": placed,
         "errors": errors,
+        "outputs": outputs,
         "recognized": recognized,
         "refused": refused,
         "with_cuda": using,

@@ -83,6 +83,15 @@ def test_every_operator_computes_what_it_should(found: dict[str, Any]) -> None:
     assert not {case: error for case, error in found["errors"].items() if not error <= 1}
 
 
+@pytest.mark.parametrize(("dtype", "named"), [("float32", "float"), ("float16", "float16")])
+def test_shapes_and_types_are_known_before_anything_runs(found: dict[str, Any], dtype: str, named: str) -> None:
+    axes = ["x0", "x1"]
+    for op in OPERATORS:
+        plain = [[f"tensor({named})", [*axes, 33 if op == "QuantizedMatMul" else "x2"]]]
+        rounded = [["tensor(int8)", [*axes, "x2"]], ["tensor(float)", [*axes, 1]]]
+        assert found["outputs"][f"{op} {dtype}"] == (rounded if op.endswith("Quantize") else plain), op
+
+
 def test_a_hadamard_matrix_is_recognized(found: dict[str, Any]) -> None:
     """A Walsh-Hadamard transform adds in another order than a product: the two differ in the last bits."""
     assert found["recognized"] == {"constant": True, "fed": False}
