@@ -14,10 +14,12 @@ from tests.ops.native import Product, exact, random_product, random_rows
 TYPES = (np.float16, np.float32)
 
 
-def check_product(kernels: Emulated, rng: np.random.Generator) -> None:
-    """Multiply once, shapes drawn at random."""
+def check_product(kernels: Emulated, rng: np.random.Generator, *, half_a_step: bool = False) -> None:
+    """Multiply once, shapes drawn at random; or such that the last group is the first half of a step of 32 channels."""
     K, N, rows = int(rng.integers(1, 300)), int(rng.integers(1, 70)), int(rng.integers(1, 40))
     group = int(rng.choice([16, 32, 64, 128, 256, -(-K // 16) * 16]))
+    if half_a_step:
+        K, N, rows, group = 41, 7, 20, 16
     drawn = random_product(rng, K, N, group)
     product = Product(K, N, group, drawn.codes, drawn.scales.astype(TYPES[rng.integers(2)]))
     a, a_scale = random_rows(rng, rows, K)
@@ -50,6 +52,7 @@ def main() -> None:
     kernels, rng = Emulated(Path(sys.argv[1])), np.random.default_rng(3)
     for order in ORDERS:
         with kernels.under(*order):
+            check_product(kernels, rng, half_a_step=True)
             for _ in range(15):
                 check_product(kernels, rng)
                 check_rows(kernels, rng)
