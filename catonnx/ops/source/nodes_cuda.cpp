@@ -45,34 +45,11 @@ float hadamard_factor(const std::vector<float>& matrix, const Shape& shape) {
   return static_cast<int64_t>(matrix.size()) == size * size ? sylvester_factor(matrix.data(), size) : 0.0f;
 }
 
-// The largest power of two p, at most `most`, for which a matrix is F kron S: any F, and S of order p Sylvester's.
-int64_t hadamard_part(const std::vector<float>& matrix, int64_t size, int64_t most) {
-  const auto splits = [&](int64_t part) {
-    for (int64_t i = 0; i < size; ++i) {
-      for (int64_t j = 0; j < size; ++j) {
-        const float factor = matrix[i / part * part * size + j / part * part];
-        const bool negative = __builtin_parityll(static_cast<unsigned long long>(i % part & j % part)) != 0;
-        if (matrix[i * size + j] != (negative ? -factor : factor)) return false;
-      }
-    }
-    return true;
-  };
-  int64_t part = size & -size;
-  while (part > 1 && (part > most || !splits(part))) part /= 2;
-  return part;
-}
-
 void check_device(const char* op) {
   const int capability = compute_capability();
   if (capability >= 80) return;
   refuse(op, ": the GPU has compute capability ", capability / 10, ".", capability % 10,
          ", and our operators need 8.0 or more; open the model without the library of catonnx's operators");
-}
-
-const char* quantized_name(Form form) {
-  return form == Form::shared   ? "SharedTransformQuantize"
-         : form == Form::blocks ? "BlockTransformQuantize"
-                                : "KroneckerTransformQuantize";
 }
 
 Shape one_each(Shape shape) {
@@ -117,7 +94,7 @@ class CudaTransformKernel {
     Shape side;
     const std::vector<float> first = constant_numbers<T>(creation, name, 2, &side);
     if (first.empty() || side.size() != 2 || side[0] != side[1]) return;
-    step_ = hadamard_part(first, side[0], WIDEST_HADAMARD / shape.back());
+    step_ = sylvester_part(first.data(), side[0], WIDEST_HADAMARD / shape.back());
     if (step_ == side[0]) factor_ *= first[0];
   }
 
@@ -168,7 +145,7 @@ class CudaTransformKernel {
 };
 
 template <class T, Form form, bool quantized>
-const char* const CudaTransformKernel<T, form, quantized>::name = quantized ? quantized_name(form) : name_of(form);
+const char* const CudaTransformKernel<T, form, quantized>::name = quantized ? quantized_name_of(form) : name_of(form);
 
 template <class T>
 class CudaQuantize {

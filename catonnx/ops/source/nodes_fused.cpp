@@ -12,9 +12,7 @@ namespace {
 template <class T, Form form>
 class TransformQuantize {
  public:
-  static constexpr const char* name = form == Form::shared   ? "SharedTransformQuantize"
-                                      : form == Form::blocks ? "BlockTransformQuantize"
-                                                             : "KroneckerTransformQuantize";
+  static constexpr const char* name = quantized_name_of(form);
   static constexpr auto inputs = transform_inputs<T, form>();
   static constexpr const auto& outputs = quantized_outputs;
   static constexpr bool in_place = false;

@@ -11,6 +11,12 @@ constexpr const char* name_of(Form form) {
   return form == Form::shared ? "SharedTransform" : form == Form::blocks ? "BlockTransform" : "KroneckerTransform";
 }
 
+constexpr const char* quantized_name_of(Form form) {  // of the same, with DynamicQuantize behind it
+  return form == Form::shared   ? "SharedTransformQuantize"
+         : form == Form::blocks ? "BlockTransformQuantize"
+                                : "KroneckerTransformQuantize";
+}
+
 // X must have an axis of channels.
 void check_channels(const char* op, const Shape& x);
 

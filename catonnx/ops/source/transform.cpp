@@ -35,10 +35,7 @@ const TransformKernels& transform_kernels(Isa isa) {
   }
 }
 
-namespace {
-
-// The largest power of two p with matrix = F kron S, where S is Sylvester's of order p and F [size / p, size / p] is any.
-int64_t sylvester_part(const float* matrix, int64_t size) {
+int64_t sylvester_part(const float* matrix, int64_t size, int64_t most) {
   const auto splits = [&](int64_t part) {
     for (int64_t i = 0; i < size; ++i) {
       for (int64_t j = 0; j < size; ++j) {
@@ -50,11 +47,9 @@ int64_t sylvester_part(const float* matrix, int64_t size) {
     return true;
   };
   int64_t part = size & -size;
-  while (part > 1 && !splits(part)) part /= 2;
+  while (part > 1 && (part > most || !splits(part))) part /= 2;
   return part;
 }
-
-}  // namespace
 
 float sylvester_factor(const float* matrix, int64_t size) {
   if (size <= 0 || (size & (size - 1)) != 0) return 0.0f;
@@ -101,7 +96,7 @@ Transform Transform::kronecker(int64_t channels, const float* scale, int64_t sca
   if (factor != 0.0f) {  // Sylvester's matrices are Kronecker products of each other
     made.hadamard_ = true;
     made.multiply_scale(factor);
-    part = sylvester_part(first, outer);
+    part = sylvester_part(first, outer, outer);
   } else {
     made.matrix_ = pack(second, inner, inner);
   }

@@ -72,4 +72,7 @@ class Transform {
 // The c of a matrix [size, size] whose entries are c (-1)^popcount(i & j); 0 if it is none such.
 float sylvester_factor(const float* matrix, int64_t size);
 
+// The largest power of two p, up to `most`, with matrix = F kron S: S is Sylvester's of order p, F [size / p, size / p] is any.
+int64_t sylvester_part(const float* matrix, int64_t size, int64_t most);
+
 }  // namespace catonnx
