@@ -12,8 +12,8 @@ from catonnx import __version__
 from catonnx.command_compare import compare_command
 from catonnx.command_evaluate import evaluate_command
 from catonnx.command_report import ReportHtmlOption, report_command
-from catonnx.errors import CatonnxError, RuntimeUnavailableError
-from catonnx.files import STDOUT, check_place
+from catonnx.errors import CatonnxError, RuntimeUnavailableError, UsageError
+from catonnx.files import STDOUT, check_json, check_place
 from catonnx.options import (
     ActivationGroupSizeOption,
     ActivationRangeOption,
@@ -147,7 +147,7 @@ def inspect_command(
     """Show linear layers: shape, what stands before them, what that could absorb, and why not more."""
     with guarded(verbose=verbose):
         wishes = wishes_of(locals())
-        _check_places(json_file)
+        check_json(json_file, model, plan, recipe_file)
         terminal = Terminal(quiet=quiet)
         if runtime:
             check_idle(wishes, "--runtime")
@@ -246,7 +246,7 @@ def optimize_command(
     """Transform a model, round it to 4 bits, verify it, and save it as a new folder."""
     with guarded(verbose=verbose):
         wishes = wishes_of(locals())
-        _check_places(json_file, report_html, save_plan, source=model)
+        _check_places(None if json_file == STDOUT else json_file, report_html, save_plan, source=model)
         terminal = Terminal(quiet=quiet)
         chosen = model / file_name if file_name else model
         recipe, saved = with_plan(wishes, plan, chosen, terminal)
@@ -282,7 +282,7 @@ def optimize_command(
 def doctor_command(json_file: JsonOption = None, verbose: VerboseOption = False) -> None:
     """Show what is installed, which providers and kernels really work, and what to install."""
     with guarded(verbose=verbose):
-        _check_places(json_file)
+        check_json(json_file)
 
         from catonnx.doctor import examine, to_json, works
         from catonnx.tables import examined
@@ -290,7 +290,7 @@ def doctor_command(json_file: JsonOption = None, verbose: VerboseOption = False)
         findings = examine()
         Terminal().deliver(json_file, to_json(findings), examined(findings))
         if not works(findings):
-            raise RuntimeUnavailableError("no model runs here", hint="the table above says what to do")
+            raise RuntimeUnavailableError("no model runs here", hint="what was found says what to do")
 
 
 app.command(
@@ -309,10 +309,12 @@ app.command(
 )(report_command)
 
 
-def _check_places(*files: Path | None, source: Path | None = None) -> None:
-    for file in files:
-        if file is not None:
-            check_place(file, source)
+def _check_places(*files: Path | None, source: Path) -> None:
+    places = [file for file in files if file is not None]
+    for file in places:
+        check_place(file, source)
+    if len({file.resolve() for file in places}) < len(places):
+        raise UsageError("two files are to be written to one place", hint="give each a name of its own")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from catonnx.files import check_place
+from catonnx.files import check_json
 from catonnx.options import JsonOption, ProviderOption, QuietOption, VerboseOption
 from catonnx.terminal import Terminal, guarded
 
@@ -31,7 +31,7 @@ def compare_command(
     temperature: Annotated[
         float, typer.Option(min=0, metavar="T", help="0 takes the most likely token, more draws one.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the draw, the same for all models.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the draw, the same for all models.")] = 0,
     provider: ProviderOption = None,
     json_file: JsonOption = None,
     quiet: QuietOption = False,
@@ -42,8 +42,7 @@ def compare_command(
     Models with other tokenizers are compared by the bits that a byte of the text costs them.
     """
     with guarded(verbose=verbose):
-        if json_file is not None:
-            check_place(json_file)
+        check_json(json_file, *models, text, against)
         terminal = Terminal(quiet=quiet)
 
         from catonnx.comparing import Prompts, compare_on_text

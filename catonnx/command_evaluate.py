@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from catonnx.errors import UsageError
-from catonnx.files import check_place
+from catonnx.files import check_json
 from catonnx.options import JsonOption, ProviderOption, QuietOption, VerboseOption
 from catonnx.progress import Progress
 from catonnx.terminal import Terminal, guarded
@@ -52,8 +52,7 @@ def evaluate_command(
             raise UsageError(
                 "--task-folder, --shots and --limit are for --tasks", hint="name a task, or leave them out"
             )
-        if json_file is not None:
-            check_place(json_file)
+        check_json(json_file, model, text, against, *(task_folder or []))
         terminal = Terminal(quiet=quiet)
         runs_on = provider or "cpu"
         models = [model, *([] if against is None else [against])]

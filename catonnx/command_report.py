@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from catonnx.files import check_place
+from catonnx.files import check_json, check_kept, check_place
 from catonnx.options import JsonOption, QuietOption, VerboseOption
 from catonnx.terminal import Terminal, guarded
 
@@ -46,13 +46,14 @@ def report_command(
         from catonnx.reporting.files import write_page, write_pictures
         from catonnx.tables import optimized
 
-        if json_file is not None:
-            check_place(json_file)
+        check_json(json_file, out, figures)
         report = load_report(out)
         measured = () if figures is None else load_measured(figures)
         place = html if html is not None or pictures is not None else (out if out.is_dir() else out.parent) / PAGE
         if place is not None:
             check_place(place)
+            if place.suffix != ".html":  # an earlier page may be replaced, in OUT too
+                check_kept(place, out, figures)
         made = [] if pictures is None else write_pictures(pictures, report, png=png)
         if place is not None:
             write_page(place, report, measured)

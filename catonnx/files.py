@@ -19,14 +19,12 @@ def check_place(path: Path, source: Path | None = None) -> None:
     """Refuse a place where no file can be written, before long work is done for it.
 
     Args:
-        path: Where a file is wanted; stdout is a place.
+        path: Where a file is wanted.
         source: A model, file or folder, that must stay as it is.
 
     Raises:
         OutputError: if the folder is missing or not writable, `path` is a folder, or it belongs to the source.
     """
-    if path == STDOUT:
-        return
     if source is not None and _belongs_to(path.resolve(), source.resolve()):
         raise OutputError("this would write into the model that is optimized", where=path, hint="choose another place")
     if path.is_dir():
@@ -35,6 +33,29 @@ def check_place(path: Path, source: Path | None = None) -> None:
         raise OutputError("the folder does not exist", where=path.absolute().parent, hint="make it first")
     if not os.access(path.absolute().parent, os.W_OK):
         raise OutputError("nothing can be written there", where=path.absolute().parent, hint="choose another place")
+
+
+def check_json(file: Path | None, *inputs: Path | None) -> None:
+    """Refuse a place where JSON cannot be written, or would replace something that is read; `-` is one that it can.
+
+    Raises:
+        OutputError: as `check_place` and `check_kept`.
+    """
+    if file is not None and file != STDOUT:
+        check_place(file)
+        check_kept(file, *inputs)
+
+
+def check_kept(path: Path, *inputs: Path | None) -> None:
+    """Refuse a place where an input, or a file of the folder or model that it is, would be replaced.
+
+    Raises:
+        OutputError: naming the place.
+    """
+    place = path.resolve()
+    for given in (given.resolve() for given in inputs if given is not None):
+        if place == given or (place.exists() and _belongs_to(place, given)):
+            raise OutputError("this would replace a file of what is read", where=path, hint="choose another place")
 
 
 def _belongs_to(path: Path, source: Path) -> bool:

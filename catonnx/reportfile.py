@@ -14,6 +14,9 @@ from catonnx.siteplan import Plan
 
 _HINT = "name a folder that catonnx optimize wrote, or the file of its --report-json"
 
+_MOST_DECIBELS = 1000
+"""No ratio is larger: not even that of the largest float32 to the smallest."""
+
 _FIGURES: Mapping[str, Any] = {"sqnr_db": float | None, "kl_nats": float | None, "top1_agreement": float | None}
 _VERIFICATION: Mapping[str, Any] = {
     "transform_relative_l2": float,
@@ -40,8 +43,12 @@ def load_report(place: Path) -> Report:
     Raises:
         UsageError: if there is none, or it is broken or of another version.
     """
-    path = place / RESULT_MARK if place.is_dir() else place
-    if not path.is_file():
+    try:
+        path = place / RESULT_MARK if place.is_dir() else place
+        found = path.is_file()
+    except OSError:  # a name that no file may have
+        path, found = place, False
+    if not found:
         raise UsageError("there is no report", where=path, hint=_HINT)
     try:
         data = read_plain(path)
@@ -73,6 +80,13 @@ def _report(data: Mapping[str, Any]) -> Report:
     for name, row in report.verification.get("deployed", {}).items():
         where = f"verification.deployed.{name}"
         _checked(converted(row, dict[str, Any], where), _FIGURES, where, _FIGURES)
+    for index, site in enumerate(report.sites):
+        for field, value in vars(site).items():
+            if isinstance(value, float) and abs(value) > _MOST_DECIBELS:
+                raise BrokenError(f"sites[{index}].{field} is {value:g} dB")
+    calibration = report.recipe.get("calibration")
+    if not (calibration is None or isinstance(calibration, str)):
+        converted(calibration, tuple[str, ...], "recipe.calibration")
     if report.sites and "transform_relative_l2" not in report.verification:
         raise BrokenError("verification.transform_relative_l2 is missing")
     return report

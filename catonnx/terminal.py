@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import re
 import signal
 import sys
@@ -19,7 +21,7 @@ import rich.progress
 import typer
 from rich.console import Console, RenderableType
 
-from catonnx.errors import CatonnxError
+from catonnx.errors import CatonnxError, OutputError
 from catonnx.files import STDOUT, write_json
 from catonnx.naming import printable
 from catonnx.progress import Progress, silent
@@ -51,10 +53,17 @@ class Terminal:
 
     def show(self, *items: RenderableType) -> None:
         """Write results to stdout, an empty line between them."""
-        for index, item in enumerate(items):
-            if index:
-                self._out.print()
-            self._out.print(item)
+        try:
+            for index, item in enumerate(items):
+                if index:
+                    self._out.print()
+                self._out.print(item)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read has seen enough; what stands, stands
+            _close_stdout()
+        except OSError as error:
+            _close_stdout()
+            raise OutputError(f"nothing can be written to stdout: {error.strerror}") from error
 
     def deliver(self, file: Path | None, data: Mapping[str, Any], tables: Sequence[RenderableType]) -> None:
         """Write results as JSON where that was asked for, and show them as tables, unless JSON is to be shown.
@@ -126,6 +135,12 @@ def guarded(*, verbose: bool = False) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from interruption
 
 
+def _close_stdout() -> None:
+    """Let what is still to be written go nowhere, or Python fails once more at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _one_line(text: str) -> str:
     """Return a message without line breaks and whatever else a terminal would act on; its middle goes if it is long."""
     line = printable(" ".join(text.splitlines()))
@@ -164,8 +179,14 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the error through: rich would end the process with the code of a bug."""
+        raise BrokenPipeError
+
+
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    console = _Console(stderr=stderr, markup=False, highlight=False, emoji=False)
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
     return console
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,23 @@ def test_without_a_runtime_nothing_works(monkeypatch: pytest.MonkeyPatch) -> Non
     assert result.exit_code == 8
     assert "pip install it" in result.stdout
     assert "no model runs here" in result.stderr
+
+
+@pytest.mark.parametrize("left", ["", "raise RuntimeError('it is broken')", "raise ImportError('a part is missing')"])
+def test_what_an_uninstallation_left_is_no_runtime(left: str, tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").write_text(left)
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "catonnx", "doctor"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
+    )
+    assert done.returncode == 8, done.stderr
+    assert "no model runs here" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_provider_that_computes_nonsense_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

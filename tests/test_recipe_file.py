@@ -129,6 +129,12 @@ def test_a_calibration_file_lies_beside_the_recipe(tmp_path: Path) -> None:
         ("[scheme]\nx = 1", "scheme is {'x': 1}.*it must be a text"),
         ("seq_len = 3\nseq-len = 3", "the recipe says seq_len twice"),
         ("scheme = 'w2'", "scheme is 'w2'"),
+        ("damping = 1" + "0" * 400, "damping is 1000"),
+        ("samples = " + "9" * 5000, "this recipe is no TOML"),
+        ("x = " + "[" * 5000, "this recipe is no TOML"),
+        ("samples = 999999999999999999999", "more than any machine calibrates on"),
+        ("seed = -1", "seed is -1"),
+        ('calibration = "a\\u0000b.txt"', "calibration names no file"),
     ],
 )
 def test_what_no_recipe_says(text: str, message: str, tmp_path: Path) -> None:
@@ -137,6 +143,12 @@ def test_what_no_recipe_says(text: str, message: str, tmp_path: Path) -> None:
         path.write_bytes(b"\xff\xff")
     with pytest.raises(UsageError, match=message):
         Recipe(**settled(wishes_of({"recipe_file": path})))
+
+
+@pytest.mark.parametrize("names", [{"preset": "slow"}, {"target": "moon"}])
+def test_names_that_nobody_knows_are_refused_in_python_too(names: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="choose one of"):
+        settled(names)
 
 
 def test_there_is_no_such_file(tmp_path: Path) -> None:

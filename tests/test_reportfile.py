@@ -97,6 +97,24 @@ def test_a_broken_report_is_refused(name: str, out: Path, tmp_path: Path) -> Non
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("field", ["alignment_after", "concentration_before", "sqnr_outputs", "sqnr_before"])
+@pytest.mark.parametrize("value", [1e9, -100000.0])
+def test_no_ratio_has_so_many_decibels(field: str, value: float, out: Path, tmp_path: Path) -> None:
+    data = json.loads((out / "catonnx.json").read_text())
+    data["sites"][1][field] = value
+    (tmp_path / "catonnx.json").write_text(json.dumps(data))
+    with pytest.raises(UsageError, match=rf"sites\[1\].{field} is "):
+        load_report(tmp_path)
+
+
+def test_a_calibration_is_a_text_or_several(out: Path, tmp_path: Path) -> None:
+    data = json.loads((out / "catonnx.json").read_text())
+    data["recipe"]["calibration"] = 5
+    (tmp_path / "catonnx.json").write_text(json.dumps(data))
+    with pytest.raises(UsageError, match=r"recipe\.calibration is 5"):
+        load_report(tmp_path)
+
+
 def test_a_number_beyond_all_is_no_number(out: Path, tmp_path: Path) -> None:
     text = (out / "catonnx.json").read_text()
     value = json.loads(text)["sites"][0]["sqnr_before"]

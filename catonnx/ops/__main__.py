@@ -3,7 +3,7 @@
 With nvcc in CUDA_HOME or PATH the library has kernels for CUDA too; it also loads where there is no CUDA.
 
 Exit codes: 0 it is built; 2 wrong arguments; 6 it cannot be written; 8 there is no compiler, or no nvcc where one is
-needed, or it fails.
+needed, or it fails; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     except CatonnxError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

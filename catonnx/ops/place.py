@@ -5,6 +5,7 @@ A library belongs to its sources: it is kept under their hash, so that an upgrad
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -55,8 +56,9 @@ def library() -> Path | None:
     """
     named = os.environ.get(VARIABLE)
     for path in (Path(named).absolute(),) if named else (default_place(cuda=True), default_place()):
-        if path is not None and path.is_file():
-            return path
+        with contextlib.suppress(OSError):  # a name that no file may have
+            if path is not None and path.is_file():
+                return path
     if not named:
         return None
     raise RuntimeUnavailableError(

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 GROUP_SIZES = (16, 32, 64, 128, 256)
 
+_MOST_TOKENS = 1 << 40
+
 
 def check_recipe(recipe: Recipe) -> None:
     """Refuse what cannot be done.
@@ -47,6 +49,13 @@ def _out_of_range(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
         f"{recipe.samples} samples of {recipe.seq_len} tokens calibrate nothing",
         "take 1 x 2 at least",
     )
+    yield (
+        recipe.samples * recipe.seq_len > _MOST_TOKENS,
+        f"{recipe.samples} samples of {recipe.seq_len} tokens are more than any machine calibrates on",
+        "32 x 512 are usual",
+    )
+    yield not 0 <= recipe.seed < 1 << 63, f"seed is {recipe.seed}", "choose a whole number from 0 on"
+    yield any("\0" in text for text in recipe.texts), "calibration names no file", "leave the NUL out of its name"
     yield (
         recipe.accuracy_level not in range(5),
         f"accuracy_level is {recipe.accuracy_level}",

@@ -24,6 +24,8 @@ from catonnx.recipe.presets import NAMES
 _WORDS = {"group_size": "channel", "activation_group_size": "token"}
 """Fields in which a word stands for None."""
 
+_LARGEST = 1 << 63
+
 _SPELLED: dict[type, str] = {
     tuple: "a list of texts",
     str: "a text",
@@ -43,7 +45,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"no recipe can be read: {error.strerror}", where=path, hint="give a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"this recipe is no TOML: {error}", where=path, hint='write lines like: scheme = "w4a8"'
         ) from None
@@ -78,7 +80,7 @@ def _settled(name: str, value: Any, hint: Any, path: Path) -> Any:
     kinds = _kinds(hint)
     if tuple in kinds and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    if float in kinds and type(value) is int:
+    if float in kinds and type(value) is int and abs(value) < _LARGEST:
         return float(value)
     if type(value) not in kinds:
         wanted = " or ".join(sorted(_SPELLED[kind] for kind in kinds))

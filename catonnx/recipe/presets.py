@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from catonnx.errors import UsageError
+
 Preset = Literal["fast", "balanced", "best"]
 Target = Literal["portable", "cpu", "cuda", "genai-cpu", "genai-cuda"]
 
@@ -41,7 +43,13 @@ def settled(wishes: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         wishes: Fields of `Recipe`, and `preset` and `target`; all others go before these two.
+
+    Raises:
+        UsageError: there is no such preset or target.
     """
+    for name, known in NAMES.items():
+        if name in wishes and wishes[name] not in known:
+            raise UsageError(f"{name} is {wishes[name]!r}", hint=f"choose one of {', '.join(known)}")
     whole: dict[str, Any] = dict(PRESETS[wishes["preset"]]) if "preset" in wishes else {}
     whole |= TARGETS[wishes["target"]] if "target" in wishes else {}
     own = {name: value for name, value in wishes.items() if name not in NAMES}

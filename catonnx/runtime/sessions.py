@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from catonnx.cores import usable_cores
-from catonnx.errors import CatonnxError, ModelError, OutputError, RuntimeUnavailableError, UsageError
+from catonnx.errors import CatonnxError, ModelError, OutputError, RuntimeUnavailableError, UsageError, root_cause
 from catonnx.graph.load import naming
 from catonnx.graph.twin import needs_twin, write_twin
 from catonnx.runtime.spool import temporary_folder
@@ -93,13 +93,17 @@ def import_onnxruntime() -> Any:
     Raises:
         RuntimeUnavailableError: it is not installed.
     """
+    hint = 'pip install "catonnx[cpu]", or "catonnx[gpu]" for CUDA (not both: they exclude each other)'
     try:
         import onnxruntime
-    except ImportError as error:
+    except Exception as error:  # what is broken fails in many ways
+        if isinstance(root_cause(error), KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise RuntimeUnavailableError(f"ONNX Runtime cannot be imported: {error}", hint=hint) from error
+    if not hasattr(onnxruntime, "InferenceSession"):  # a folder that an uninstallation left is a module too
         raise RuntimeUnavailableError(
-            f"ONNX Runtime cannot be imported: {error}",
-            hint='pip install "catonnx[cpu]", or "catonnx[gpu]" for CUDA (not both: they exclude each other)',
-        ) from error
+            "what is installed as onnxruntime is no ONNX Runtime", hint=f"uninstall it, delete what is left, and {hint}"
+        )
     return onnxruntime
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -193,8 +194,10 @@ def configured_length(folder: Path) -> int:
 
 def _configurations(folder: Path) -> list[Mapping[str, object]]:
     """Return what config.json, generation_config.json and the model of genai_config.json say; nothing if missing."""
-    files = [_read_json(folder / name) for name in ("config.json", "generation_config.json", "genai_config.json")]
-    nested = files[2].get("model")
+    files = [_read_json(folder / name) for name in ("config.json", "generation_config.json")]
+    with contextlib.suppress(CalibrationError):  # another program's; whoever needs it says what is wrong with it
+        files.append(_read_json(folder / "genai_config.json"))
+    nested = files[2].get("model") if len(files) > 2 else None
     return [*files[:2], nested if isinstance(nested, dict) else {}]
 
 
