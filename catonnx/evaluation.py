@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from catonnx.errors import CalibrationError
 from catonnx.graph import load
 from catonnx.progress import Progress, silent
 from catonnx.runtime.evaluate import Evaluation, evaluate
@@ -65,7 +68,16 @@ def evaluate_on_text(
     folders = [path.parent, *([] if other is None else [other.parent])]
     # A model that was optimized from a bare .onnx file has no tokenizer beside it; its source may have.
     home = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), path.parent)
-    rows = pack_text(read_text(text), TokenStream.load(home), seq_len=seq_len, samples=samples)
+    said = read_text(text)
+    rows = pack_text(said, TokenStream.load(home), seq_len=seq_len, samples=samples)
+    if other is not None and home != other.parent and (other.parent / "tokenizer.json").is_file():
+        theirs = pack_text(said, TokenStream.load(other.parent), seq_len=seq_len, samples=samples)
+        if not np.array_equal(rows, theirs):
+            raise CalibrationError(
+                "the two models read the text as different tokens",
+                where=other.parent,
+                hint="catonnx compare holds models with tokenizers of their own against each other",
+            )
     own = evaluate(path, rows, against=other, provider=provider, progress=progress)
     reference = None
     if other is not None:

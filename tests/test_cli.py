@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -319,6 +320,18 @@ def test_evaluate_takes_the_tokenizer_of_the_source_where_there_is_none(
     assert (alone.exit_code, "tokenizer" in alone.stderr) == (5, True)
     both = catonnx_("evaluate", tmp_path, "--against", tiny_llama, "--text", text, *QUICK)
     assert both.exit_code == 0, both.output
+
+
+def test_evaluate_refuses_a_source_that_reads_other_tokens(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "other")
+    tokenizer = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["h"], vocabulary["e"] = vocabulary["e"], vocabulary["h"]
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    result = catonnx_("evaluate", tiny_llama, "--against", tmp_path / "other", "--text", text, *QUICK)
+    assert result.exit_code == 5, result.output
+    assert "different tokens" in result.stderr
+    assert "catonnx compare" in result.stderr
 
 
 def test_models_of_other_kinds_take_feeds(tiny_vit: Path, tmp_path: Path) -> None:
