@@ -25,6 +25,8 @@ def check_place(path: Path, source: Path | None = None) -> None:
     Raises:
         OutputError: if the folder is missing or not writable, `path` is a folder, or it belongs to the source.
     """
+    if path == STDOUT:
+        raise OutputError("only JSON can go to stdout", hint="name a file")
     if source is not None and _belongs_to(path.resolve(), source.resolve()):
         raise OutputError("this would write into the model that is optimized", where=path, hint="choose another place")
     if path.is_dir():

@@ -245,6 +245,13 @@ def test_nothing_that_is_read_is_replaced(
     assert {path: path.read_bytes() for path in (text, *places["OUT"].iterdir())} == before
 
 
+@pytest.mark.parametrize("option", ["--save-plan", "--report-html"])
+def test_only_json_goes_to_stdout(option: str, tiny_llama: Path, tmp_path: Path) -> None:
+    result = catonnx_("optimize", tiny_llama, "-o", tmp_path / "out", option, "-")
+    assert (result.exit_code, (tmp_path / "out").exists()) == (6, False)
+    assert "only JSON can go to stdout" in result.stderr
+
+
 def test_two_files_have_two_places(tiny_llama: Path, tmp_path: Path) -> None:
     same = tmp_path / "one"
     result = catonnx_("optimize", tiny_llama, "-o", tmp_path / "out", "--json", same, "--save-plan", same)
