@@ -19,7 +19,7 @@ from torch import Tensor
 
 from catonnx.learned.site import Array
 from catonnx.math.factors import Blocks, Factor, Hadamard, Kronecker, Permutation, Scale
-from catonnx.math.hadamard import hadamard_matrix, has_hadamard, kronecker_pair, squarest_pair
+from catonnx.math.hadamard import hadamard_matrix, has_hadamard, kronecker_pair
 
 
 class TorchMap(ABC):
@@ -233,11 +233,12 @@ def torch_map(factor: Factor, ties: NDArray[Any] | None, *, trained: bool) -> To
 
 def mixing_pair(width: int) -> tuple[Array, Array]:
     """Return two orthogonal matrices that spread, (a, a) and (b, b), with a b = width and near to square."""
-    pair = squarest_pair(width) if has_hadamard(width) else None
-    if pair is None:
-        first = 1 if has_hadamard(width) else next(one for one in range(isqrt(width), 0, -1) if width % one == 0)
-        pair = first, width // first
-    return spreading(pair[0]), spreading(pair[1])
+    if has_hadamard(width):
+        first, second = kronecker_pair(width)
+    else:
+        first = next(divisor for divisor in range(isqrt(width), 0, -1) if width % divisor == 0)
+        second = width // first
+    return spreading(first), spreading(second)
 
 
 def spreading(order: int) -> Array:

@@ -84,7 +84,7 @@ def largest_hadamard_order(width: int) -> int:
     return max(order for order in _divisors(width) if has_hadamard(order))
 
 
-def squarest_pair(order: int) -> tuple[int, int] | None:
+def _squarest_pair(order: int) -> tuple[int, int] | None:
     """Return the most nearly square pair of Hadamard orders above 1 with this product; None if there is none."""
     divisors = reversed([divisor for divisor in _divisors(order) if 1 < divisor <= isqrt(order)])
     return next(((one, order // one) for one in divisors if has_hadamard(one) and has_hadamard(order // one)), None)
@@ -127,7 +127,7 @@ def _known_split(order: int) -> _Split:
 def _split(order: int) -> _Split | None:
     if order > 2 and order % 4:
         return None
-    squarest = squarest_pair(order)
+    squarest = _squarest_pair(order)
     powers = [divisor for divisor in _divisors(order) if divisor & (divisor - 1) == 0]
     part = next((power for power in reversed(powers) if power > 1 and has_hadamard(order // power)), 1)
     if part > 1:

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="learned methods need PyTorch")
 from catonnx.learned import maps  # noqa: E402
 from catonnx.learned.cayley import CayleyAdam  # noqa: E402
 from catonnx.math.factors import Blocks, Factor, Hadamard, Kronecker, Permutation, Scale  # noqa: E402
+from catonnx.math.hadamard import has_hadamard  # noqa: E402
 
 RNG = np.random.default_rng(0)
 WIDTH = 24
@@ -110,9 +111,11 @@ def test_tied_blocks_share_their_change() -> None:
     assert np.abs(factor.matrices[0] - factor.matrices[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize(("width", "expected"), [(576, (24, 24)), (1536, (32, 48)), (66, (6, 11)), (7, (1, 7))])
+@pytest.mark.parametrize(("width", "expected"), [(576, (36, 16)), (1536, (48, 32)), (66, (6, 11)), (7, (1, 7))])
 def test_a_mixing_pair_is_nearly_square_and_orthogonal(width: int, expected: tuple[int, int]) -> None:
     pair = maps.mixing_pair(width)
     assert tuple(len(matrix) for matrix in pair) == expected
     for matrix in pair:
         np.testing.assert_allclose(matrix @ matrix.T, np.eye(len(matrix)), atol=1e-13)
+    if has_hadamard(width):  # what is learned from, and what stands where learning gains nothing, are one
+        np.testing.assert_allclose(np.kron(*pair), Hadamard(width, width).dense(), atol=1e-13)

@@ -20,7 +20,6 @@ from tests.learned.sites import planted, site
 torch = pytest.importorskip("torch", reason="learned methods need PyTorch")
 
 from catonnx.learned import Effort, Learned, learn_affine, learn_rotation, refine, rotation  # noqa: E402
-from catonnx.learned.maps import mixing_pair  # noqa: E402
 
 SHORT = Effort(steps=60, rows=128, columns=96)
 
@@ -42,7 +41,7 @@ METHODS: dict[str, Callable[..., Learned]] = {
     "affine": learn_affine,
     "refine": refine_aligned,
 }
-REACHED = {"rotation": 0.95, "affine": 0.6, "refine": 0.7}
+REACHED = {"rotation": 0.9, "affine": 0.6, "refine": 0.7}
 """Bound on the error over that of the start. The first two start at a Hadamard matrix."""
 
 
@@ -56,7 +55,9 @@ def test_the_held_out_error_falls(method: str, grid: ActivationGrid | None) -> N
     assert learned.kept, learned.why_not
     assert learned.error_after < learned.error_before
     if grid == ActivationGrid(4):
-        assert learned.error_after < REACHED[method] * learned.error_before
+        others = (METHODS[method](site(96, 64, 160, seed=seed), effort=SHORT) for seed in (1, 2))
+        ratios = [each.error_after / each.error_before for each in (learned, *others)]
+        assert np.prod(ratios) ** (1 / len(ratios)) < REACHED[method]
     assert learned.transform.inverse_error() < 1e-9  # measured 1e-13
     assert (0 < learned.clip < 1) == (grid is not None and method != "rotation")
 
@@ -69,9 +70,9 @@ def test_affine_and_refined_beat_a_hadamard_matrix_and_a_rotation() -> None:
 
 
 def test_a_rotation_is_orthogonal_and_dense_or_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    dense = learn_rotation(site(96, 64), effort=SHORT)
+    dense = learn_rotation(site(96, 64, seed=1), effort=SHORT)
     monkeypatch.setattr(rotation, "WIDEST_DENSE", 95)
-    pair = learn_rotation(site(96, 64), effort=SHORT)
+    pair = learn_rotation(site(96, 64, seed=1), effort=SHORT)
     assert isinstance(dense.transform.factors[0], Blocks)
     assert isinstance(pair.transform.factors[0], Kronecker)
     for learned in (dense, pair):
@@ -157,8 +158,8 @@ def test_labels_end_where_channels_move() -> None:
 
 
 def test_only_the_kinds_asked_for_are_refined() -> None:
-    sample = site(96, 64)
-    start = Transform((*aligned(sample, 8).factors, Scale(np.geomspace(0.5, 2, 96))))
+    sample = site(96, 64, seed=1)
+    start = Transform((Scale(np.full(96, 2.0)), *aligned(sample, 8).factors))
     learned = refine(sample, start, kinds=frozenset({FactorKind.SCALE}), clip=False, effort=SHORT)
     assert learned.kept
     assert learned.clip == 1
@@ -166,7 +167,7 @@ def test_only_the_kinds_asked_for_are_refined() -> None:
         not np.allclose(old.dense(), new.dense(), atol=1e-12)
         for old, new in zip(start.factors, learned.transform.factors, strict=True)
     ]
-    assert changed == [False, False, True]
+    assert changed == [True, False, False]
 
 
 def test_what_gains_nothing_is_not_kept() -> None:
@@ -184,7 +185,7 @@ def test_learning_that_diverges_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(training, "PLAIN_RATE", float("nan"))
     learned = learn_affine(site(48, 64), effort=Effort(steps=2))
     assert "learning failed" in learned.why_not
-    np.testing.assert_allclose(learned.transform.dense(), np.kron(*mixing_pair(48)), atol=1e-12)
+    np.testing.assert_allclose(learned.transform.dense(), Hadamard(48, 48).dense(), atol=1e-12)
 
 
 def test_dead_channels_and_a_dead_linear() -> None:
