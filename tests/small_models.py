@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 from onnx import helper, numpy_helper
 from typer.testing import CliRunner, Result
 
-from catonnx.cli import app
+from catonnx.commands.app import app
 
 QUICK = ("--samples", "4", "--seq-len", "32")
 LEVEL = "session.qdq_matmulnbits_accuracy_level"

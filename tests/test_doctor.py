@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from catonnx import doctor
-from catonnx.cli import app
+from catonnx.commands.app import app
 from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops.place import BUILD
 from catonnx.runtime.probe import why_not

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from catonnx.cli import app
+from catonnx.commands.app import app
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("catonnx/*.md"), *ROOT.glob("passes/*.md")])

@@ -114,7 +114,7 @@ print(*names, sep="\\n")
 """
     run = python(script, tmp_path, "onnxruntime", "torch", "transformers", "optimum", "gensim")
     assert run.returncode == 0, run.stderr
-    assert {"catonnx.cli", "catonnx.pipeline", "catonnx.passes.absorb", "catonnx.runtime.sessions"} <= {
+    assert {"catonnx.commands.app", "catonnx.pipeline", "catonnx.passes.absorb", "catonnx.runtime.sessions"} <= {
         *run.stdout.split()
     }
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from catonnx.commands.wishes import wishes_of
 from catonnx.errors import UsageError
 from catonnx.recipe import Recipe
 from catonnx.recipe.file import read_recipe
 from catonnx.recipe.presets import PRESETS, TARGETS, settled
-from catonnx.wishes import wishes_of
 
 
 def written(folder: Path, text: str) -> Path:

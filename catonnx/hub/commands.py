@@ -14,10 +14,10 @@ from typing import Any
 
 import typer
 
-from catonnx import cli
+from catonnx.commands.optimize import optimize_command
+from catonnx.commands.terminal import Terminal, guarded
+from catonnx.commands.wishes import wishes_of, with_plan
 from catonnx.errors import CatonnxError, ModelError, RuntimeUnavailableError
-from catonnx.terminal import Terminal, guarded
-from catonnx.wishes import wishes_of, with_plan
 
 _PREFIX = "catonnx_"
 """Of our names in Optimum's namespace, where `model` or `optimize` mean something else."""
@@ -82,7 +82,7 @@ def _exporter() -> Any:
 def _options() -> list[tuple[Sequence[str], dict[str, Any]]]:
     """Return what `add_argument` is told of every option of `catonnx optimize` but MODEL and OUT."""
     found: list[tuple[Sequence[str], dict[str, Any]]] = []
-    for name, hint in typing.get_type_hints(cli.optimize_command, include_extras=True).items():
+    for name, hint in typing.get_type_hints(optimize_command, include_extras=True).items():
         if name not in ("model", "out", "return"):
             kind, option = typing.get_args(hint)
             # What typer calls the default is the first of the names in an annotation.
@@ -129,7 +129,7 @@ def _values(args: argparse.Namespace) -> dict[str, Any]:
 
 def _optimize(model: Path, out: Path, args: argparse.Namespace) -> None:
     with _exit_code():
-        cli.optimize_command(model=model, out=out, **_values(args))
+        optimize_command(model=model, out=out, **_values(args))
 
 
 def _export(command: Any, exporter: Any) -> None:

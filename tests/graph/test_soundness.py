@@ -248,7 +248,7 @@ def test_a_claim_allocates_nothing(tmp_path: Path) -> None:
     model = _model()
     _dims(2**38)(model)
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
-    script = "import sys; from catonnx.cli import app; app(['inspect', sys.argv[1]])"
+    script = "import sys; from catonnx.commands.app import app; app(['inspect', sys.argv[1]])"
     limit = 4 << 30
     run = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "model.onnx")],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from catonnx.cli import app
+from catonnx.commands.app import app
 from tests.hub.optimum_cli import MAKE_LLAMA, answer, optimum_cli, python
 from tests.small_models import QUICK, snapshot
 
@@ -129,7 +129,7 @@ def test_every_option_of_optimize_is_there(tmp_path: Path) -> None:
 
 
 def test_optimum_goes_on_without_catonnx(tmp_path: Path) -> None:
-    broken = "import sys\nsys.modules['catonnx.cli'] = None"
+    broken = "import sys\nsys.modules['catonnx.commands.optimize'] = None"
     done = optimum_cli("--help", scratch=tmp_path, before=broken)
     assert done.returncode == 0
     assert "optimum-cli goes on without catonnx: " in done.stderr

@@ -17,7 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from typer.testing import CliRunner
 
-from catonnx.cli import app
+from catonnx.commands.app import app
 from catonnx.errors import CatonnxError
 from models.tiny_files import TINY, write_tiny
 from tools.fuzz.cases import Case, Feeds

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from catonnx.commands.options import JsonOption, QuietOption, VerboseOption
+from catonnx.commands.terminal import Terminal, guarded
 from catonnx.files import check_json, check_kept, check_place
-from catonnx.options import JsonOption, QuietOption, VerboseOption
-from catonnx.terminal import Terminal, guarded
 
 PAGE = "catonnx.html"
 
@@ -40,11 +40,11 @@ def report_command(
     The page needs no network and no script. With --pictures alone no page is written.
     """
     with guarded(verbose=verbose):
-        from catonnx.cells import written
+        from catonnx.commands.cells import written
+        from catonnx.commands.tables import optimized
         from catonnx.measured import load_measured
         from catonnx.reportfile import load_report
         from catonnx.reporting.files import write_page, write_pictures
-        from catonnx.tables import optimized
 
         check_json(json_file, out, figures)
         report = load_report(out)

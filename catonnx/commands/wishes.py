@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catonnx.commands.terminal import Terminal
 from catonnx.errors import UsageError
 from catonnx.recipe import Recipe
 from catonnx.recipe.file import read_recipe, share
 from catonnx.recipe.presets import NAMES, settled
-from catonnx.terminal import Terminal
 
 if TYPE_CHECKING:
     from catonnx.siteplan import Plan

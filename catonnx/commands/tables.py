@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from catonnx.cells import fact_grid, figure, new_table, percent, unit_of
+from catonnx.commands.cells import fact_grid, figure, new_table, percent, unit_of
 from catonnx.naming import in_common, kind_of, shortened, summed_up, without_numbers
 
 if TYPE_CHECKING:

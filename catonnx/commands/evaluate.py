@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from catonnx.commands.options import JsonOption, ProviderOption, QuietOption, VerboseOption
+from catonnx.commands.terminal import Terminal, guarded
 from catonnx.errors import UsageError
 from catonnx.files import check_json
-from catonnx.options import JsonOption, ProviderOption, QuietOption, VerboseOption
 from catonnx.progress import Progress
-from catonnx.terminal import Terminal, guarded
 
 
 def evaluate_command(
@@ -57,8 +57,8 @@ def evaluate_command(
         runs_on = provider or "cpu"
         models = [model, *([] if against is None else [against])]
 
+        from catonnx.commands.tables import answered, judged
         from catonnx.evaluation import evaluate_on_text
-        from catonnx.tables import answered, judged
 
         told: dict[str, Any] = {"models": [{"model": str(name)} for name in models]}
         shown = []

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from catonnx.commands.options import JsonOption, ProviderOption, QuietOption, VerboseOption
+from catonnx.commands.terminal import Terminal, guarded
 from catonnx.files import check_json
-from catonnx.options import JsonOption, ProviderOption, QuietOption, VerboseOption
-from catonnx.terminal import Terminal, guarded
 
 
 def compare_command(
@@ -45,8 +45,8 @@ def compare_command(
         check_json(json_file, *models, text, against)
         terminal = Terminal(quiet=quiet)
 
+        from catonnx.commands.tables_compared import compared
         from catonnx.comparing import Prompts, compare_on_text
-        from catonnx.tables_compared import compared
 
         prompts = Prompts(tuple(prompt or ()), tokens, temperature, seed)
         with terminal.progress() as progress:

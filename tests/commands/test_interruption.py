@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from catonnx.terminal import guarded
+from catonnx.commands.terminal import guarded
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import catonnx
-from catonnx.cli import app
+from catonnx.commands.app import app
 from catonnx.errors import CatonnxError
 
 QUICK = ("--samples", "4", "--seq-len", "32")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
-from catonnx.cells import fact_grid, figure, new_table, percent, unit_of
+from catonnx.commands.cells import fact_grid, figure, new_table, percent, unit_of
 from catonnx.naming import shortened, summed_up
 
 if TYPE_CHECKING:
