@@ -72,7 +72,7 @@ def run(line: str, page: Path) -> bool:
     if words[0] != "catonnx":
         assert line.startswith(ELSEWHERE), f"{page}: {line}"
         return False
-    if "--tasks" in words:  # needs lm-eval: tests/test_tasks.py
+    if "--tasks" in words:  # needs lm-eval: tests/judging/test_tasks.py
         return False
     if words[1] == "optimize":
         shutil.rmtree("out_dir", ignore_errors=True)

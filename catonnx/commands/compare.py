@@ -46,7 +46,7 @@ def compare_command(
         terminal = Terminal(quiet=quiet)
 
         from catonnx.commands.tables_compared import compared
-        from catonnx.comparing import Prompts, compare_on_text
+        from catonnx.judging.comparing import Prompts, compare_on_text
 
         prompts = Prompts(tuple(prompt or ()), tokens, temperature, seed)
         with terminal.progress() as progress:

@@ -58,7 +58,7 @@ def evaluate_command(
         models = [model, *([] if against is None else [against])]
 
         from catonnx.commands.tables import answered, judged
-        from catonnx.evaluation import evaluate_on_text
+        from catonnx.judging.evaluation import evaluate_on_text
 
         told: dict[str, Any] = {"models": [{"model": str(name)} for name in models]}
         shown = []
@@ -88,7 +88,7 @@ def _answers(
     progress: Progress,
 ) -> list[Any]:
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's own bars; read when it is imported
-    from catonnx.tasks import Tasks, evaluate_on_tasks
+    from catonnx.judging.tasks import Tasks, evaluate_on_tasks
 
     tasks = Tasks(tuple(names), tuple(folders), shots, limit)
     return [evaluate_on_tasks(each, tasks, spare=models[-1], provider=provider, progress=progress) for each in models]

@@ -151,8 +151,8 @@ def optimize_command(
         if save_plan and not report.unchanged:
             write_plan(save_plan, report.plan, report.digest, report.recipe)
         if report_html:
-            from catonnx.reportfile import load_report
             from catonnx.reporting.files import write_page
+            from catonnx.reporting.reportfile import load_report
 
             write_page(report_html, load_report(out))
         terminal.deliver(json_file, report.to_json(), [] if quiet else optimized(report))

@@ -42,9 +42,9 @@ def report_command(
     with guarded(verbose=verbose):
         from catonnx.commands.cells import written
         from catonnx.commands.tables import optimized
-        from catonnx.measured import load_measured
-        from catonnx.reportfile import load_report
         from catonnx.reporting.files import write_page, write_pictures
+        from catonnx.reporting.measured import load_measured
+        from catonnx.reporting.reportfile import load_report
 
         check_json(json_file, out, figures)
         report = load_report(out)

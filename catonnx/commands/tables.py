@@ -17,11 +17,11 @@ from catonnx.naming import in_common, kind_of, shortened, summed_up, without_num
 if TYPE_CHECKING:
     from catonnx.allocation import Allotment
     from catonnx.doctor import Finding
-    from catonnx.evaluation import Judged
     from catonnx.inspection import Inspection, SiteView
+    from catonnx.judging.evaluation import Judged
+    from catonnx.judging.tasks import Result
     from catonnx.report import KindRow, Report
     from catonnx.runtime.kernels import Kernel
-    from catonnx.tasks import Result
 
 _REASONS_SHOWN = 6
 

@@ -12,7 +12,7 @@ from catonnx.commands.cells import fact_grid, figure, new_table, percent, unit_o
 from catonnx.naming import shortened, summed_up
 
 if TYPE_CHECKING:
-    from catonnx.comparing import Compared, Comparison
+    from catonnx.judging.comparing import Compared, Comparison
 
 _MOST_BESIDE = 3
 """More models than this have their texts below each other."""

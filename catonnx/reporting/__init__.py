@@ -1,1 +1,1 @@
-"""What `optimize` told, to look at: one HTML page, and its pictures for papers."""
+"""What was told, to look at: reports and figures read back from their files, one HTML page, its pictures for papers."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from catonnx.errors import OutputError, RuntimeUnavailableError
 from catonnx.files import write_whole
-from catonnx.measured import Measured
 from catonnx.report import Report
+from catonnx.reporting.measured import Measured
 from catonnx.reporting.page import page
 from catonnx.reporting.pictures import all_pictures
 

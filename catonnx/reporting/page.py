@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from catonnx.measured import Measured
 from catonnx.report import Report, SiteRow
 from catonnx.reporting.markup import number, paragraph, percent, section, tiles
+from catonnx.reporting.measured import Measured
 from catonnx.reporting.pictures import spelled
 from catonnx.reporting.sections import SECTIONS
 from catonnx.reporting.svg import element, shown

@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from catonnx.measured import Answers, Measured
 from catonnx.naming import shortened, summed_up
 from catonnx.report import Report, SiteRow
 from catonnx.reporting.markup import beside, facts, number, paragraph, percent, table
+from catonnx.reporting.measured import Answers, Measured
 from catonnx.reporting.pictures import (
     depth,
     noise_percent,

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from catonnx.reportfile import load_report
 from catonnx.reporting.page import page
 from catonnx.reporting.pictures import all_pictures
+from catonnx.reporting.reportfile import load_report
 from tests.small_models import QUICK, catonnx_, snapshot, write_feeds, write_mlp
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import catonnx
 from catonnx.report import Report
-from catonnx.reportfile import load_report
+from catonnx.reporting.reportfile import load_report
 
 RECIPE = catonnx.Recipe(scheme="w4a4", keep_8bit=2, samples=4, seq_len=32)
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import catonnx
-from catonnx.measured import Answers, Measured
 from catonnx.report import Report
-from catonnx.reportfile import load_report
+from catonnx.reporting.measured import Answers, Measured
 from catonnx.reporting.page import page
+from catonnx.reporting.reportfile import load_report
 from tests.reporting.reading import Page, pictures_in
 from tests.small_models import write_mlp
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from catonnx.errors import CalibrationError, UsageError
+from catonnx.judging.tasks import Tasks, evaluate_on_tasks
 from catonnx.runtime.scoring import Scorer
 from catonnx.runtime.sessions import open_session
 from catonnx.runtime.text import TokenStream
-from catonnx.tasks import Tasks, evaluate_on_tasks
 from tests.small_models import catonnx_
 
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")

@@ -12,8 +12,8 @@ import pytest
 
 import catonnx
 from catonnx.errors import UsageError
-from catonnx.measured import Answers, Measured, load_measured
-from catonnx.reportfile import load_report
+from catonnx.reporting.measured import Answers, Measured, load_measured
+from catonnx.reporting.reportfile import load_report
 from tests.small_models import write_feeds, write_mlp
 
 Change = Callable[[dict[str, Any]], None]

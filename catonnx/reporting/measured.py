@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from catonnx.errors import UsageError
-from catonnx.plaindata import BrokenError, made, read_plain
+from catonnx.reporting.plaindata import BrokenError, made, read_plain
 
 
 @dataclasses.dataclass(frozen=True)

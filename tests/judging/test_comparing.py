@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 import pytest
 
-from catonnx.comparing import Comparison, Prompts, compare_on_text, leading_same
 from catonnx.errors import CalibrationError, UsageError
-from catonnx.evaluation import evaluate_on_text
-from catonnx.measured import load_measured
+from catonnx.judging.comparing import Comparison, Prompts, compare_on_text, leading_same
+from catonnx.judging.evaluation import evaluate_on_text
+from catonnx.reporting.measured import load_measured
 from catonnx.runtime.divergence import log_softmax
 from catonnx.runtime.feeds import InputSpec
 from catonnx.runtime.sessions import open_session, run
