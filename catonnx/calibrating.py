@@ -14,7 +14,7 @@ from catonnx.graph import load
 from catonnx.graph.segments import cut
 from catonnx.kept import Kept
 from catonnx.math.moments import Moments
-from catonnx.plan import moment_width
+from catonnx.planning.plan import moment_width
 from catonnx.progress import Progress
 from catonnx.recipe import Recipe
 from catonnx.runtime.calibrate import MomentRequest, measure

@@ -20,14 +20,14 @@ from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import Site
 from catonnx.math.moments import Moments
 from catonnx.math.sqnr import concentration_w, concentration_x, decibels, output_energy
-from catonnx.plan import make_plan
-from catonnx.plancheck import check_plan
+from catonnx.planning.plan import make_plan
+from catonnx.planning.plancheck import check_plan
+from catonnx.planning.quality import predict
+from catonnx.planning.siteplan import Plan, SitePlan, describe
 from catonnx.progress import Progress, silent
-from catonnx.quality import predict
 from catonnx.recipe import Recipe
 from catonnx.runtime.blame import blaming
 from catonnx.runtime.kernels import Kernel, kernels
-from catonnx.siteplan import Plan, SitePlan, describe
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from catonnx.graph.sites import Linear
 from catonnx.math.moments import Moments
 from catonnx.math.rounding import QuantizedWeight
 from catonnx.passes.quantize_weights import Observer
-from catonnx.quality import Prediction, RoundedSite, mean_error, new_moment
+from catonnx.planning.quality import Prediction, RoundedSite, mean_error, new_moment
+from catonnx.planning.siteplan import Plan, SitePlan, describe, describe_grid
 from catonnx.report import SiteRow
-from catonnx.siteplan import Plan, SitePlan, describe, describe_grid
 
 Shifts: TypeAlias = dict[str, np.ndarray]
 """Name of what a linear gives out -> what has to be added to it so that its mean is right again, shape (N,)."""

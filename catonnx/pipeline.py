@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from catonnx.allocation import Allotment, decide
 from catonnx.analysis import MARK, Opened, analyse, check_something_to_do, check_types, check_weights, selected_weights
 from catonnx.calibrating import calibration_feeds, measure_sites
 from catonnx.errors import NothingToOptimizeError, OutputError, UsageError
@@ -26,9 +25,11 @@ from catonnx.graph.outputs import with_outputs
 from catonnx.graph.save import RESULT_MARK, copy_companions, is_inside, spilling, write_model
 from catonnx.measures import Clock, bytes_of, peak_memory, versions
 from catonnx.outcome import Shifts, observer, rows_of
-from catonnx.plancheck import check_form, check_plan
+from catonnx.planning.allocation import Allotment, decide
+from catonnx.planning.plancheck import check_form, check_plan
+from catonnx.planning.quality import RoundedSite, predict
+from catonnx.planning.siteplan import Plan, online_multiply_adds
 from catonnx.progress import Progress, silent
-from catonnx.quality import RoundedSite, predict
 from catonnx.recipe import SELF, Recipe
 from catonnx.report import Report
 from catonnx.rewriting import transform, write_rounded
@@ -42,7 +43,6 @@ from catonnx.runtime.running import Unwritten
 from catonnx.runtime.samples import shortened
 from catonnx.runtime.stage_sessions import free_path
 from catonnx.runtime.verify import Verifier
-from catonnx.siteplan import Plan, online_multiply_adds
 from catonnx.unchanged import hand_on
 from catonnx.workspace import working
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from catonnx.naming import kind_of
-from catonnx.siteplan import Plan
+from catonnx.planning.siteplan import Plan
 
 FORMAT = 1
 """Version of the JSON layout; it grows when a key changes its meaning or goes away."""

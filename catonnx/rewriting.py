@@ -18,8 +18,8 @@ from catonnx.passes.operator_products import OperatorProducts
 from catonnx.passes.quantize_activations import QuantizeActivations
 from catonnx.passes.quantize_weights import Observer, QuantizeWeights, Rounder
 from catonnx.passes.shift_outputs import ShiftOutputs
+from catonnx.planning.siteplan import Plan
 from catonnx.progress import Progress
-from catonnx.siteplan import Plan
 
 
 def transform(opened: Opened, plan: Plan) -> None:

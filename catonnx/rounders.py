@@ -30,13 +30,13 @@ from catonnx.math.gptq import corrected_weight, gptq
 from catonnx.math.moments import Moments
 from catonnx.math.rounding import Method, QuantizedWeight, quantize_weight
 from catonnx.passes.quantize_weights import Rounder
+from catonnx.planning.quality import new_moment
+from catonnx.planning.siteplan import Plan, SitePlan
 from catonnx.progress import Progress
-from catonnx.quality import new_moment
 from catonnx.recipe import Recipe
 from catonnx.runtime.checkpoint import Checkpoint
 from catonnx.runtime.feeds import Feeds
 from catonnx.runtime.stream import Batches, Decision, run_stages
-from catonnx.siteplan import Plan, SitePlan
 
 SWEEPS = 2
 """Passes of coordinate descent behind GPTQ; on SmolLM2 they lower the error of a layer by 0.2 dB, on text not seen."""

@@ -10,9 +10,9 @@ from catonnx.errors import NothingToOptimizeError, OutputError
 from catonnx.graph import load
 from catonnx.graph.save import RESULT_MARK, copy_companions, write_model
 from catonnx.measures import Clock, bytes_of, peak_memory, versions
+from catonnx.planning.siteplan import Plan
 from catonnx.recipe import Recipe
 from catonnx.report import Report
-from catonnx.siteplan import Plan
 
 
 def hand_on(

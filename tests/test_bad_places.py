@@ -18,10 +18,10 @@ from catonnx import Recipe, pipeline
 from catonnx.graph import load
 from catonnx.kept import Kept
 from catonnx.math.factors import Blocks, Scale
-from catonnx.planfile import save_plan
+from catonnx.planning.planfile import save_plan
+from catonnx.planning.siteplan import Plan, SitePlan
 from catonnx.runtime import running, stage_sessions
 from catonnx.runtime.verify import Verifier
-from catonnx.siteplan import Plan, SitePlan
 from tests.refusals import assert_refused
 from tests.small_models import QUICK, catonnx_, write_feeds, write_mlp
 

@@ -17,7 +17,7 @@ from catonnx.analysis import Opened
 from catonnx.errors import UsageError, VerificationError
 from catonnx.graph.sites import INSIDE
 from catonnx.math.factors import Scale
-from catonnx.siteplan import Plan, SitePlan
+from catonnx.planning.siteplan import Plan, SitePlan
 from tests.small_models import Arrays, relative, run
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "local" : 1]>'

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import catonnx
 from catonnx import Recipe, Report
 from catonnx.errors import NothingToOptimizeError, UsageError, VerificationError
-from catonnx.planfile import load_plan, save_plan
+from catonnx.planning.planfile import load_plan, save_plan
 from tests.graph.test_fused_attention import FORMS
 from tests.small_models import (
     edited,

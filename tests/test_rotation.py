@@ -17,7 +17,7 @@ from catonnx.graph import load
 from catonnx.graph.outputs import with_outputs
 from catonnx.graph.save import write_beside
 from catonnx.math.sqnr import concentration_rows
-from catonnx.planfile import load_plan, save_plan
+from catonnx.planning.planfile import load_plan, save_plan
 from models.dialects import calibration, file_of
 from tests.small_models import catonnx_, first_sample, language_feeds, relative, run
 

@@ -21,10 +21,10 @@ from catonnx.math.factors import Blocks, Factor
 from catonnx.math.gptq import corrected_weight, gptq
 from catonnx.math.moments import Moments
 from catonnx.math.rounding import QuantizedWeight, quantize_weight
+from catonnx.planning.siteplan import Plan, SitePlan
 from catonnx.progress import silent
 from catonnx.recipe import Recipe
 from catonnx.rounders import SWEEPS, Dampings, make_rounder
-from catonnx.siteplan import Plan, SitePlan
 from tests.graph.builder import Net
 
 Array = NDArray[np.float64]

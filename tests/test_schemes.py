@@ -13,8 +13,8 @@ import pytest
 import catonnx
 from catonnx import Recipe, Report
 from catonnx.errors import UsageError
-from catonnx.planfile import load_plan, save_plan
-from catonnx.quality import mean_error
+from catonnx.planning.planfile import load_plan, save_plan
+from catonnx.planning.quality import mean_error
 from tests.refusals import assert_refused
 from tests.small_models import language_feeds, relative, run
 

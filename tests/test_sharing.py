@@ -12,21 +12,21 @@ import pytest
 from numpy.typing import NDArray
 
 import catonnx
-import catonnx.plan
+import catonnx.planning.plan
 from catonnx import Recipe
 from catonnx.analysis import analyse
 from catonnx.calibrating import measure_sites
 from catonnx.errors import UsageError
-from catonnx.fitting import fit_factors, fit_together
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.load import load
 from catonnx.graph.sites import Linear, Site
 from catonnx.math.factors import Scale
 from catonnx.math.moments import Moments
-from catonnx.plan import make_plan
-from catonnx.plancheck import check_plan
+from catonnx.planning.fitting import fit_factors, fit_together
+from catonnx.planning.plan import make_plan
+from catonnx.planning.plancheck import check_plan
+from catonnx.planning.siteplan import Plan, describe
 from catonnx.progress import silent
-from catonnx.siteplan import Plan, describe
 from tests.graph.builder import Net
 from tests.small_models import relative, run
 
@@ -138,7 +138,7 @@ def test_what_is_learned_is_learned_for_each(monkeypatch: pytest.MonkeyPatch) ->
         widths.append(absorption.width)
         return [Scale(np.full(WIDTH, 1.0 + len(widths)))], rest[-1], ""
 
-    monkeypatch.setattr(catonnx.plan, "learned", stand_in)
+    monkeypatch.setattr(catonnx.planning.plan, "learned", stand_in)
     plan = _planned(Recipe(scheme="w4a4", transform="flatquant", group_size=None), _absorption())
     check_plan(plan, SITES, dict.fromkeys(NAMES, _absorption()))
     assert widths == [0, 0, 0]

@@ -14,9 +14,9 @@ import models
 from catonnx import Recipe
 from catonnx.errors import UsageError
 from catonnx.inspection import inspect
-from catonnx.planfile import load_plan, save_plan
+from catonnx.planning.planfile import load_plan, save_plan
+from catonnx.planning.siteplan import Plan
 from catonnx.report import Report
-from catonnx.siteplan import Plan
 from tests.refusals import assert_refused
 from tests.small_models import QUICK as QUICK_OPTIONS
 from tests.small_models import catonnx_, language_feeds, relative, run

@@ -13,22 +13,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from catonnx.allocation import decide
 from catonnx.analysis import Opened, analyse, selected_weights
 from catonnx.calibrating import calibration_feeds, measure_sites
 from catonnx.graph import load
 from catonnx.graph.save import write_model
 from catonnx.math.moments import Moments
 from catonnx.outcome import Shifts, observer, rows_of
-from catonnx.plan import moment_width
+from catonnx.planning.allocation import decide
+from catonnx.planning.plan import moment_width
+from catonnx.planning.quality import RoundedSite, predict
+from catonnx.planning.siteplan import Plan, describe, online_multiply_adds
 from catonnx.progress import silent
-from catonnx.quality import RoundedSite, predict
 from catonnx.recipe import Recipe
 from catonnx.report import SiteRow
 from catonnx.rewriting import transform, write_rounded
 from catonnx.rounders import Dampings, make_rounder
 from catonnx.runtime.feeds import Feeds
-from catonnx.siteplan import Plan, describe, online_multiply_adds
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,8 @@ from catonnx.graph.sites import Site
 from catonnx.math.factors import Blocks, Hadamard, Scale, Transform
 from catonnx.math.sqnr import concentration_rows, concentration_w
 from catonnx.naming import kind_of
-from catonnx.plan import make_plan
-from catonnx.siteplan import SitePlan
+from catonnx.planning.plan import make_plan
+from catonnx.planning.siteplan import SitePlan
 from tools.arguments import add_calibration, add_places
 from tools.bench_methods import GROUPS, SCHEMES, TOKEN
 from tools.bench_workbench import Workbench

@@ -3,7 +3,7 @@
     python -m tools.theory                            # about two minutes on 2 cores
     python -m tools.theory --transform none --transform cat
 
-Predicted: 12 N^2 (C(x) || C(W)) A from concentration, alignment and bits alone (`catonnx.quality.predict`). Measured:
+Predicted: 12 N^2 (C(x) || C(W)) A from concentration, alignment and bits alone (`catonnx.planning.quality`). Measured:
 the outputs of all linears of a site together, weights and activations rounded to nearest over their whole range, one
 scale per output channel and one range per token. Both see the same rows: those that calibration kept. In decibels; a
 difference is predicted - measured. A report of `optimize` shows both as well, but predicts from all rows of calibration
@@ -39,10 +39,10 @@ from catonnx.math.moments import Moments
 from catonnx.math.rounding import quantize_weight
 from catonnx.math.sqnr import measured_sqnr_db
 from catonnx.naming import kind_of
-from catonnx.plan import make_plan
-from catonnx.quality import predict
+from catonnx.planning.plan import make_plan
+from catonnx.planning.quality import predict
+from catonnx.planning.siteplan import SitePlan
 from catonnx.recipe import Recipe
-from catonnx.siteplan import SitePlan
 from tools.arguments import add_calibration, add_places
 from tools.bench_methods import SCHEMES, TOKEN
 from tools.bench_workbench import Workbench

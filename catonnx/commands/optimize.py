@@ -133,7 +133,7 @@ def optimize_command(
 
         from catonnx.commands.tables import allotted, optimized
         from catonnx.pipeline import optimize
-        from catonnx.planfile import save_plan as write_plan
+        from catonnx.planning.planfile import save_plan as write_plan
 
         with terminal.progress() as progress:
             report = optimize(

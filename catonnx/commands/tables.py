@@ -15,11 +15,11 @@ from catonnx.commands.cells import fact_grid, figure, new_table, percent, unit_o
 from catonnx.naming import in_common, kind_of, shortened, summed_up, without_numbers
 
 if TYPE_CHECKING:
-    from catonnx.allocation import Allotment
     from catonnx.doctor import Finding
     from catonnx.inspection import Inspection, SiteView
     from catonnx.judging.evaluation import Judged
     from catonnx.judging.tasks import Result
+    from catonnx.planning.allocation import Allotment
     from catonnx.report import KindRow, Report
     from catonnx.runtime.kernels import Kernel
 

@@ -14,7 +14,7 @@ from catonnx.recipe.file import read_recipe, share
 from catonnx.recipe.presets import NAMES, settled
 
 if TYPE_CHECKING:
-    from catonnx.siteplan import Plan
+    from catonnx.planning.siteplan import Plan
 
 
 _FIELDS = frozenset(field.name for field in dataclasses.fields(Recipe)) | NAMES.keys()
@@ -80,7 +80,7 @@ def with_plan(
         return Recipe(**whole), None
 
     from catonnx.graph.load import find
-    from catonnx.planfile import SHAPING, load_plan
+    from catonnx.planning.planfile import SHAPING, load_plan
 
     saved = load_plan(file)
     own = settled({name: value for name, value in wishes.items() if name not in NAMES})

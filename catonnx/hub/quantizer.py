@@ -15,8 +15,8 @@ from catonnx.recipe import Recipe
 from catonnx.recipe.presets import for_genai, settled
 
 if TYPE_CHECKING:
+    from catonnx.planning.siteplan import Plan
     from catonnx.report import Report
-    from catonnx.siteplan import Plan
 
 
 class CatQuantizer:

@@ -8,9 +8,9 @@ from typing import Any
 
 from catonnx.errors import UsageError
 from catonnx.graph.save import RESULT_MARK
+from catonnx.planning.siteplan import Plan
 from catonnx.report import FORMAT, Report
 from catonnx.reporting.plaindata import BrokenError, converted, made, read_plain
-from catonnx.siteplan import Plan
 
 _HINT = "name a folder that catonnx optimize wrote, or the file of its --report-json"
 

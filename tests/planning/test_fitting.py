@@ -10,7 +10,6 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from catonnx.fitting import balanced, fit_factors
 from catonnx.graph.absorb import Absorption, Permutable
 from catonnx.graph.sites import Linear, Site
 from catonnx.graph.writers import Writer
@@ -18,6 +17,7 @@ from catonnx.math.cat import cat_blocks, weight_moment
 from catonnx.math.factors import Blocks, Factor, Permutation, Scale
 from catonnx.math.moments import Moments
 from catonnx.math.permuting import gathering_order
+from catonnx.planning.fitting import balanced, fit_factors
 from catonnx.recipe import Recipe
 
 Array = NDArray[np.float64]

@@ -9,15 +9,15 @@ import onnx_ir as ir
 import pytest
 
 from catonnx.errors import CalibrationError, UsageError
-from catonnx.fitting import balanced, fit_alignment
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import Linear, Site
 from catonnx.math.factors import Blocks, Factor, Hadamard, Scale
 from catonnx.math.moments import Moments
-from catonnx.plan import block_width, hadamard_order, make_plan, moment_width
-from catonnx.plancheck import check_plan
+from catonnx.planning.fitting import balanced, fit_alignment
+from catonnx.planning.plan import block_width, hadamard_order, make_plan, moment_width
+from catonnx.planning.plancheck import check_plan
+from catonnx.planning.siteplan import Plan, describe
 from catonnx.recipe import Recipe
-from catonnx.siteplan import Plan, describe
 
 WIDTH = 48
 

@@ -24,8 +24,8 @@ from catonnx.math.sqnr import (
     output_energy,
     predicted_sqnr_db,
 )
+from catonnx.planning.siteplan import Plan, SitePlan
 from catonnx.recipe import Recipe
-from catonnx.siteplan import Plan, SitePlan
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,6 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from catonnx.allocation import Allotment, allot, decide, with_bits
 from catonnx.analysis import analyse
 from catonnx.errors import UsageError
 from catonnx.graph.sites import Linear, Site
@@ -18,9 +17,10 @@ from catonnx.math.activations import ActivationGrid
 from catonnx.math.factors import Blocks, Factor, Scale
 from catonnx.math.moments import Moments
 from catonnx.math.rounding import quantize_weight
-from catonnx.quality import Prediction
+from catonnx.planning.allocation import Allotment, allot, decide, with_bits
+from catonnx.planning.quality import Prediction
+from catonnx.planning.siteplan import Plan, SitePlan
 from catonnx.recipe import Recipe
-from catonnx.siteplan import Plan, SitePlan
 from tests.graph.builder import Net
 
 Array = NDArray[np.float64]

@@ -14,13 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from catonnx.budget import affordable
 from catonnx.errors import CalibrationError
-from catonnx.fitting import fit_factors, fit_together
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import INSIDE, Site
 from catonnx.kept import Kept
-from catonnx.learning import learned
 from catonnx.math.factors import (
     Blocks,
     Factor,
@@ -32,9 +29,12 @@ from catonnx.math.factors import (
 )
 from catonnx.math.hadamard import largest_hadamard_order
 from catonnx.math.moments import Moments
-from catonnx.ranges import open_grid, with_range
+from catonnx.planning.budget import affordable
+from catonnx.planning.fitting import fit_factors, fit_together
+from catonnx.planning.learning import learned
+from catonnx.planning.ranges import open_grid, with_range
+from catonnx.planning.siteplan import Plan, SitePlan, describe, online_multiply_adds
 from catonnx.recipe import Recipe
-from catonnx.siteplan import Plan, SitePlan, describe, online_multiply_adds
 
 WIDEST_FREE_BLOCK = 128
 """Blocks chosen by themselves are no wider than the paper's, even where a wider one could be absorbed."""

@@ -12,17 +12,17 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from catonnx.budget import affordable
 from catonnx.errors import UsageError
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import Linear, Site
 from catonnx.math.activations import ActivationGrid
 from catonnx.math.factors import Blocks, Hadamard, Scale
 from catonnx.math.moments import Moments
-from catonnx.plan import make_plan
-from catonnx.quality import predict
+from catonnx.planning.budget import affordable
+from catonnx.planning.plan import make_plan
+from catonnx.planning.quality import predict
+from catonnx.planning.siteplan import Plan, SitePlan, online_multiply_adds
 from catonnx.recipe import Recipe
-from catonnx.siteplan import Plan, SitePlan, online_multiply_adds
 
 Array = NDArray[np.float64]
 BOUND = Recipe(transform="hadamard", group_size=None, max_overhead=10.0)

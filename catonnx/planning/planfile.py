@@ -18,8 +18,8 @@ import numpy as np
 
 from catonnx.errors import UsageError
 from catonnx.files import write_whole
+from catonnx.planning.siteplan import Plan
 from catonnx.recipe import Recipe
-from catonnx.siteplan import Plan
 
 FORMAT = 3
 """Version of the layout."""

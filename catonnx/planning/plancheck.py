@@ -10,9 +10,9 @@ from catonnx.errors import UsageError
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import INSIDE, Site
 from catonnx.math.factors import Factor, Transform, transform_to_arrays
-from catonnx.plan import fits
+from catonnx.planning.plan import fits
+from catonnx.planning.siteplan import Plan, describe
 from catonnx.recipe import Recipe
-from catonnx.siteplan import Plan, describe
 
 
 def check_form(plan: Plan, recipe: Recipe, sites: Sequence[Site]) -> None:

@@ -24,10 +24,10 @@ from catonnx.math.activations import relative_error
 from catonnx.math.moments import Moments
 from catonnx.math.rounding import quantize_weight
 from catonnx.math.sqnr import decibels, output_energy
-from catonnx.plan import make_plan
-from catonnx.quality import Prediction, new_moment, predict
+from catonnx.planning.plan import make_plan
+from catonnx.planning.quality import Prediction, new_moment, predict
+from catonnx.planning.siteplan import Plan, SitePlan
 from catonnx.recipe import Recipe
-from catonnx.siteplan import Plan, SitePlan
 
 LOWEST: Final = 4
 HIGHEST: Final = 8

@@ -17,14 +17,14 @@ from catonnx.errors import CalibrationError
 from catonnx.graph.absorb import Absorption
 from catonnx.graph.sites import Linear, Site
 from catonnx.learned import Learned
-from catonnx.learning import learned
 from catonnx.math.activations import ActivationGrid
 from catonnx.math.factors import Factor, Hadamard, Scale, Transform
 from catonnx.math.moments import Moments
-from catonnx.plan import make_plan
-from catonnx.ranges import with_range
+from catonnx.planning.learning import learned
+from catonnx.planning.plan import make_plan
+from catonnx.planning.ranges import with_range
+from catonnx.planning.siteplan import SitePlan
 from catonnx.recipe import Recipe
-from catonnx.siteplan import SitePlan
 
 WIDTH = 16
 GRID = ActivationGrid(4)

@@ -16,9 +16,9 @@ import pytest
 from catonnx.errors import OutputError, UsageError
 from catonnx.math.factors import Blocks, Hadamard, Scale
 from catonnx.pipeline import optimize
-from catonnx.planfile import SHAPING, load_plan, save_plan
+from catonnx.planning.planfile import SHAPING, load_plan, save_plan
+from catonnx.planning.siteplan import Plan, SitePlan
 from catonnx.recipe import Recipe
-from catonnx.siteplan import Plan, SitePlan
 
 QUICK = Recipe(samples=4, seq_len=32)
 

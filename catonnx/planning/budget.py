@@ -16,10 +16,10 @@ from catonnx.errors import UsageError
 from catonnx.graph.sites import Site
 from catonnx.math.factors import FactorKind
 from catonnx.math.moments import Moments
-from catonnx.quality import predict
-from catonnx.ranges import stride
+from catonnx.planning.quality import predict
+from catonnx.planning.ranges import stride
+from catonnx.planning.siteplan import Plan, SitePlan, online_multiply_adds
 from catonnx.recipe import Recipe
-from catonnx.siteplan import Plan, SitePlan, online_multiply_adds
 
 _ORDERS = (512, 128, 64, 32, 1)
 """Hadamard matrices that are tried besides the one wanted; each is narrowed to what tiles a site's width."""

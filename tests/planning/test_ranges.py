@@ -17,8 +17,8 @@ from catonnx.graph.sites import Linear, Site
 from catonnx.math.activations import CLIPS, STATIC_CLIPS, ActivationGrid
 from catonnx.math.factors import Blocks, Scale, Transform
 from catonnx.math.moments import Moments
-from catonnx.plan import make_plan
-from catonnx.ranges import open_grid, stride, with_range
+from catonnx.planning.plan import make_plan
+from catonnx.planning.ranges import open_grid, stride, with_range
 from catonnx.recipe import Recipe
 
 Array = NDArray[np.float64]

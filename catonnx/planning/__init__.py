@@ -1,0 +1,1 @@
+"""Choose what is done at every site: transform, ranges, bits. Predict what that is worth, and keep it in a file."""
