@@ -28,6 +28,7 @@ from catonnx.progress import Progress, silent
 from catonnx.recipe import Recipe
 from catonnx.runtime.blame import blaming
 from catonnx.runtime.kernels import Kernel, kernels
+from catonnx.runtime.lengths import blaming_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +145,7 @@ def inspect(
         tempfile.TemporaryDirectory(prefix="catonnx-") as folder,
         load.naming(Path(folder, load.COPY), source.path),
         blaming(source.path, recipe.provider),
+        blaming_length(source.path.parent),
     ):
         work = Path(folder)
         if not recipe.calibration:

@@ -39,6 +39,7 @@ from catonnx.runtime.checkpoint import Checkpoint
 from catonnx.runtime.compare import SitePair
 from catonnx.runtime.decoding import can_be_continued
 from catonnx.runtime.feeds import Feeds, graph_inputs
+from catonnx.runtime.lengths import blaming_length
 from catonnx.runtime.running import Unwritten
 from catonnx.runtime.samples import shortened
 from catonnx.runtime.stage_sessions import free_path
@@ -106,6 +107,7 @@ def optimize(
         with clock("load"):
             reference = space.copied(lambda: load.bring(source, work))
             cleanup.enter_context(blaming(reference, recipe.provider))
+            cleanup.enter_context(blaming_length(source.path.parent))
             locations = source.locations  # read here, where memory is still free
             opened = analyse(load.load(reference), recipe)
             try:

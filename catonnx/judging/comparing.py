@@ -16,6 +16,7 @@ from catonnx.graph import load
 from catonnx.progress import Progress, silent
 from catonnx.runtime.divergence import json_number
 from catonnx.runtime.evaluate import Evaluation, MismatchError, Reference, evaluate, reference
+from catonnx.runtime.lengths import blaming_length
 from catonnx.runtime.library import open_model
 from catonnx.runtime.text import TokenStream, configured_ends, pack_text, passages, read_text
 from catonnx.runtime.writing import go_on
@@ -166,14 +167,15 @@ def compare_on_text(
     lead = _Subject(first, paths[first], home, stream, list(rows))
     counted = _Counted(progress, len(rows) * len(names))
     compared: dict[str, Compared] = {}
-    with reference(lead.path, lead.rows, provider=provider, progress=counted) as kept:
+    with blaming_length(home), reference(lead.path, lead.rows, provider=provider, progress=counted) as kept:
         alone = evaluate(lead.path, lead.rows[:1], provider=provider)  # its perplexity is known: one row for the speeds
         figures = dataclasses.replace(alone, rows=len(rows), perplexity=kept.perplexity)
         texts = _written(lead, prompts, provider)
         compared[first] = Compared(first, figures, _bits_per_byte(figures, lead.rows, size), "", texts)
         for name in (name for name in names if name != first):
             subject = _subject(name, paths[name], spare, lead, parts)
-            figures, why = _judged(subject, lead, kept, provider, counted)
+            with blaming_length(subject.home):
+                figures, why = _judged(subject, lead, kept, provider, counted)
             known = texts if subject.rows is lead.rows else ()
             written = _written(subject, prompts, provider, known)
             compared[name] = Compared(name, figures, _bits_per_byte(figures, subject.rows, size), why, written)
@@ -237,9 +239,10 @@ def _written(subject: _Subject, prompts: Prompts, provider: str, known: Sequence
     written = []
     for index, prompt in enumerate(prompts.texts):
         start = np.concatenate([subject.stream.prefix, subject.stream.encode(prompt)]).astype(np.int64)
-        ids = go_on(
-            session, start, tokens=prompts.tokens, ends=ends, temperature=prompts.temperature, seed=prompts.seed
-        )
+        with blaming_length(subject.home, advice="take shorter prompts or fewer tokens: {} in all"):
+            ids = go_on(
+                session, start, tokens=prompts.tokens, ends=ends, temperature=prompts.temperature, seed=prompts.seed
+            )
         text = subject.stream.tokenizer.decode(list(ids))
         written.append(Written(prompt, text, ids, leading_same(ids, known[index].ids) if known else None))
     return tuple(written)

@@ -13,6 +13,7 @@ from catonnx.errors import CalibrationError
 from catonnx.graph import load
 from catonnx.progress import Progress, silent
 from catonnx.runtime.evaluate import Evaluation, evaluate
+from catonnx.runtime.lengths import blaming_length
 from catonnx.runtime.text import TokenStream, pack_text, read_text
 
 
@@ -78,11 +79,12 @@ def evaluate_on_text(
                 where=other.parent,
                 hint="catonnx compare holds models with tokenizers of their own against each other",
             )
-    own = evaluate(path, rows, against=other, provider=provider, progress=progress)
     reference = None
-    if other is not None:
-        # Its perplexity is known by now: one row is enough for the speeds.
-        alone = evaluate(other, rows[:1], provider=provider, progress=progress)
-        reference = dataclasses.replace(alone, rows=own.rows, perplexity=own.against_perplexity)
+    with blaming_length(*folders):
+        own = evaluate(path, rows, against=other, provider=provider, progress=progress)
+        if other is not None:
+            # Its perplexity is known by now: one row is enough for the speeds.
+            alone = evaluate(other, rows[:1], provider=provider, progress=progress)
+            reference = dataclasses.replace(alone, rows=own.rows, perplexity=own.against_perplexity)
     names = tuple(str(name) for name in (model, against) if name is not None)
     return Judged(names, rows.shape[1], own, reference)

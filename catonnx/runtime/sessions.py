@@ -9,7 +9,7 @@ import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -85,6 +85,28 @@ _EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
         "choose another provider, or export the model in float32",
     ),
 )
+
+
+class RunError(ModelError):
+    """A model that loaded failed while it ran.
+
+    Attributes:
+        tokens: Length of the texts that it ran on, with what its cache held of them; 0 if it ran on something else.
+    """
+
+    tokens: int = 0
+
+    def moved(self, old: object, new: object) -> Self:
+        """Return the same error about another place, see `CatonnxError`."""
+        return self._like(super().moved(old, new))
+
+    def within(self, place: object) -> Self:
+        """Return the same error with a wider place before its own."""
+        return self._like(super().within(place))
+
+    def _like(self, other: Self) -> Self:
+        other.tokens = self.tokens
+        return other
 
 
 def import_onnxruntime() -> Any:
@@ -239,7 +261,7 @@ def run(session: InferenceSession, outputs: Sequence[str], feeds: Mapping[str, n
     """Run `session` once and return the values of `outputs`, in that order.
 
     Raises:
-        ModelError: ONNX Runtime failed on the way: usually a shape that the model cannot take.
+        RunError: ONNX Runtime failed on the way: usually a shape that the model cannot take.
     """
     try:
         values: list[np.ndarray] = session.run(list(outputs), dict(feeds), quiet_run())
@@ -255,15 +277,17 @@ def quiet_run() -> Any:
     return options
 
 
-def run_failure(error: Exception, shapes: Mapping[str, tuple[int, ...]]) -> ModelError:
+def run_failure(error: Exception, shapes: Mapping[str, tuple[int, ...]]) -> RunError:
     """Return the error to raise when a model that loaded fails while it runs on inputs of these shapes."""
     shown = [f"{name} {list(shape)}" for name, shape in shapes.items()]
     inputs = ", ".join(shown[:4]) + (", ..." if len(shown) > 4 else "")
-    return ModelError(
+    failure = RunError(
         f"ONNX Runtime failed while it ran the model: {_plain(error)}",
         where=f"inputs {inputs}",
         hint="check that the inputs have shapes and token ids that this model accepts",
     )
+    failure.tokens = max((shapes[name][-1] for name in ("input_ids", "attention_mask") if shapes.get(name)), default=0)
+    return failure
 
 
 def explain(error: Exception, path: Path) -> CatonnxError:

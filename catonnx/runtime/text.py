@@ -182,14 +182,19 @@ def configured_ends(folder: Path) -> frozenset[int]:
     return frozenset(found)
 
 
-def configured_length(folder: Path) -> int:
-    """Return the most tokens that a model can see, as config.json and its like name it, else 2048."""
+def named_length(folder: Path) -> int | None:
+    """Return the most tokens that a model can see, as config.json and its like name it; None if none does."""
     for content in _configurations(folder):
         for name in ("max_position_embeddings", "n_positions", "context_length"):
             length = content.get(name)
             if type(length) is int and length > 1:
                 return length
-    return _LONGEST
+    return None
+
+
+def configured_length(folder: Path) -> int:
+    """Return the same, and 2048 where nothing is named."""
+    return named_length(folder) or _LONGEST
 
 
 def _configurations(folder: Path) -> list[Mapping[str, object]]:
