@@ -20,6 +20,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
+INTERRUPTED = 130
+"""Exit code of what Ctrl-C or SIGTERM ended."""
+
 
 class CatonnxError(Exception):
     """Base of all deliberate errors.

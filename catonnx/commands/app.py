@@ -13,8 +13,8 @@ from catonnx.commands.evaluate import evaluate_command
 from catonnx.commands.inspect import inspect_command
 from catonnx.commands.optimize import optimize_command
 from catonnx.commands.report import report_command
-from catonnx.commands.terminal import INTERRUPTED, forgive_encodings
-from catonnx.errors import CatonnxError
+from catonnx.commands.terminal import forgive_encodings
+from catonnx.errors import INTERRUPTED, CatonnxError
 
 _CODES = [
     "0  done",

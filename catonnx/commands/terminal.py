@@ -21,7 +21,7 @@ import rich.progress
 import typer
 from rich.console import Console, RenderableType
 
-from catonnx.errors import CatonnxError, OutputError
+from catonnx.errors import INTERRUPTED, CatonnxError, OutputError
 from catonnx.files import STDOUT, write_json
 from catonnx.naming import printable
 from catonnx.progress import Progress, silent
@@ -29,8 +29,6 @@ from catonnx.recipe import Recipe
 
 WIDTH = 100
 """Columns that results take up at most, and where there is no terminal."""
-
-INTERRUPTED = 130
 
 LONGEST_ERROR = 4000
 """Characters of an error that are shown; names in models may be of any length."""

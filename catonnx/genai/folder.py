@@ -20,6 +20,9 @@ from catonnx.recipe import Recipe
 
 CONFIG_FILE = "genai_config.json"
 _NEEDED = ("config.json", "tokenizer.json")
+_READ = (*_NEEDED, CONFIG_FILE, "generation_config.json", "tokenizer_config.json")
+"""By onnxruntime-genai, or by us for it."""
+_MEND = "put a sound one there"
 
 
 def check_folder(source: load.Source) -> None:
@@ -27,7 +30,7 @@ def check_folder(source: load.Source) -> None:
 
     Raises:
         UsageError: if a file was given and no folder, or config.json or tokenizer.json is missing.
-        ModelError: if one of them is no JSON.
+        ModelError: if one of them, or of what else is read there, is no JSON.
     """
     if source.folder is None:
         raise UsageError(
@@ -37,14 +40,14 @@ def check_folder(source: load.Source) -> None:
         )
     whole = (source.folder / CONFIG_FILE).is_file()
     for name in () if whole else _NEEDED:
-        file = source.folder / name
-        if not file.is_file():
+        if not (source.folder / name).is_file():
             raise UsageError(
                 f"onnxruntime-genai needs {name} beside the model",
                 where=source.folder,
                 hint="put it there (Optimum's exports have it), or leave --genai out",
             )
-        _read(file)
+    for name in _READ:
+        _optional(source.folder / name)
 
 
 def prepare(stage: Path, source: load.Source, recipe: Recipe, *, wanted: bool) -> tuple[str, ...]:
@@ -172,9 +175,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file.name} cannot be read: {error}", where=file) from error
+        raise ModelError(f"{file.name} cannot be read: {error}", where=file, hint=_MEND) from error
     if not isinstance(content, dict):
-        raise ModelError(f"{file.name} is not a JSON object", where=file)
+        raise ModelError(f"{file.name} is not a JSON object", where=file, hint=_MEND)
     return content
 
 

@@ -16,6 +16,7 @@ import pytest
 import typer
 
 from catonnx.commands.terminal import guarded
+from catonnx.errors import INTERRUPTED
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
@@ -92,6 +93,39 @@ def test_a_run_that_is_cut_off(
     # `.ses` is a session number that onnxruntime itself keeps in the folder for temporary files.
     assert {path.name for path in scratch.iterdir()} <= {".ses"}
     assert _contents(source) == before
+
+
+INTERRUPTING = """
+import importlib.abc, os, signal, sys
+
+class Interrupter(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupter())
+sys.argv[1:] = ["--version"]
+signal.signal(signal.SIGINT, signal.{handler})
+from catonnx.cli import main
+main()
+"""
+
+
+def _interrupted_at(module: str, handler: str) -> subprocess.CompletedProcess[str]:
+    """Run `catonnx --version`, with Ctrl-C at the import of a module."""
+    code = INTERRUPTING.format(module=module, handler=handler)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("module", ["catonnx.commands.app", "typer", "rich.console", "catonnx.recipe"])
+def test_an_interruption_while_the_command_line_is_loaded_says_no_more_than_later_ones(module: str) -> None:
+    ended = _interrupted_at(module, "default_int_handler")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (INTERRUPTED, "", "error: interrupted\n")
+
+
+def test_an_ignored_signal_is_ignored_while_the_command_line_is_loaded() -> None:
+    ended = _interrupted_at("typer", "SIG_IGN")
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.fixture

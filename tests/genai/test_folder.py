@@ -237,6 +237,20 @@ def test_a_folder_without_what_genai_is_told_is_refused_before_any_work(
     assert f"{missing} cannot be read" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["genai_config.json", "generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["{ broken", "[]"])
+def test_a_broken_file_that_is_read_is_refused_before_any_work(
+    name: str, content: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    source = copied(tiny_llama, tmp_path / "source")
+    (source / name).write_text(content)
+    result = catonnx_("optimize", source, "-o", tmp_path / "out", "--genai", *QUICK)
+    assert result.exit_code == 3
+    assert f"{name} {'cannot be read' if content[0] == '{' else 'is not a JSON object'}" in result.stderr
+    assert str(source / name) in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_is_no_folder_for_genai(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give the folder"):
         catonnx.optimize(tiny_llama / "model.onnx", tmp_path / "out", RECIPE, genai=True)
