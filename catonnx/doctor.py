@@ -128,7 +128,8 @@ def _kernels() -> Iterator[Finding]:
     try:
         isa = instruction_set()
     except RuntimeUnavailableError as error:
-        yield Finding("operators' library", "broken", str(error), error.hint or "")
+        place = f" ({error.where})" if error.where else ""
+        yield Finding("operators' library", "broken", f"{error.what}{place}", error.hint or "")
     else:
         cuda = " and CUDA" if has_cuda(path) else ""
         yield Finding("operators' library", "ok", f"{path}, with kernels for {isa}{cuda}")

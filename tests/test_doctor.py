@@ -63,7 +63,10 @@ def test_a_library_that_does_not_load_is_broken(
     if content is not None:
         path.write_text(content)
     monkeypatch.setenv("CATONNX_OPS", str(path))
-    assert findings()["operators' library"].state == "broken"
+    found = findings()["operators' library"]
+    assert found.state == "broken"
+    assert found.advice
+    assert found.advice not in found.found
 
 
 def test_without_a_runtime_nothing_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +79,15 @@ def test_without_a_runtime_nothing_works(monkeypatch: pytest.MonkeyPatch) -> Non
     assert result.exit_code == 8
     assert "pip install it" in result.stdout
     assert "no model runs here" in result.stderr
+
+
+def test_no_advice_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    exporting = {"transformers", "optimum", "optimum-onnx"}
+    monkeypatch.setattr(doctor, "version", lambda name: None if name in exporting else "1")
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.stdout.count('pip install "catonnx[export]"') == 1
+    assert result.stdout.count("as for transformers") == 2
+    assert {found.advice for found in doctor.examine() if found.what in exporting} == {'pip install "catonnx[export]"'}
 
 
 @pytest.mark.parametrize("left", ["", "raise RuntimeError('it is broken')", "raise ImportError('a part is missing')"])

@@ -70,9 +70,12 @@ def run_by(kernels: Sequence[Kernel]) -> list[RenderableType]:
 def examined(findings: Sequence[Finding]) -> list[RenderableType]:
     """Return what `doctor` shows: everything that was looked at, and what to do about what is not well."""
     table = new_table("=what", "=", "found, and what to do")
+    first: dict[str, str] = {}
     for finding in findings:
-        advice = f"{finding.found}; {finding.advice}" if finding.advice else finding.found
-        table.add_row(finding.what, finding.state, advice, style="bold" if finding.state == "broken" else None)
+        given = first.setdefault(finding.advice, finding.what)
+        advice = finding.advice if given == finding.what else f"as for {given}"
+        told = f"{finding.found}; {advice}" if finding.advice else finding.found
+        table.add_row(finding.what, finding.state, told, style="bold" if finding.state == "broken" else None)
     return [table]
 
 
