@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from catonnx.commands.wishes import wishes_of
@@ -143,6 +144,45 @@ def test_what_no_recipe_says(text: str, message: str, tmp_path: Path) -> None:
         path.write_bytes(b"\xff\xff")
     with pytest.raises(UsageError, match=message):
         Recipe(**settled(wishes_of({"recipe_file": path})))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"include": "abc"}, "include is 'abc'; it must be a list of texts"),
+        ({"exclude": [1]}, "exclude is .*it must be a list of texts"),
+        ({"w8": None}, "w8 is None; it must be a list of texts"),
+        ({"calibration": Path("a.txt")}, "calibration is .*it must be a list of texts or a text"),
+        ({"lm_head": "no"}, "lm_head is 'no'; it must be true or false"),
+        ({"lm_head": 1}, "lm_head is 1; it must be true or false"),
+        ({"samples": True}, "samples is True; it must be a whole number"),
+        ({"samples": 8.0}, "samples is 8.0; it must be a whole number"),
+        ({"samples": np.int64(8)}, "samples is .*it must be a whole number"),
+        ({"samples": None}, "samples is None; it must be a whole number"),
+        ({"group_size": "channel"}, "group_size is 'channel'; it must be a whole number"),
+        ({"max_overhead": "5%"}, "max_overhead is '5%'; it must be a number"),
+        ({"damping": None}, "damping is None; it must be a number"),
+        ({"tied_embeddings": True}, "tied_embeddings is True; it must be a whole number"),
+        ({"scheme": 4}, "scheme is 4; it must be a text"),
+    ],
+)
+def test_values_of_other_types_are_refused_in_python_too(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Recipe(**fields)
+
+
+def test_every_field_has_a_type_that_is_checked() -> None:
+    for field in dataclasses.fields(Recipe):
+        with pytest.raises(UsageError, match=f"{field.name} is .*it must be"):
+            Recipe(**{field.name: {}})  # type: ignore[arg-type]
+
+
+def test_lists_and_whole_numbers_are_taken_for_what_they_mean() -> None:
+    fields: dict[str, Any] = {"include": ["a", "b"], "calibration": ["self", "a.txt"], "damping": 1}
+    taken = Recipe(**fields)
+    assert (taken.include, taken.calibration) == (("a", "b"), ("self", "a.txt"))
+    assert type(taken.damping) is float
+    assert hash(taken) == hash(Recipe(include=("a", "b"), calibration=("self", "a.txt"), damping=1.0))
 
 
 @pytest.mark.parametrize("names", [{"preset": "slow"}, {"target": "moon"}])

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from catonnx.errors import UsageError
 from catonnx.recipe.checks import check_recipe
+from catonnx.recipe.types import as_typed, hints_of
 
 Scheme = Literal["w4a16", "w4a8", "w4a4", "float"]
 TransformName = Literal["none", "smoothquant", "scale", "hadamard", "cat", "wush", "spinquant", "flatquant"]
@@ -76,7 +77,7 @@ class Recipe:
         seed: Of everything random.
 
     Raises:
-        UsageError: when a value is out of range or two contradict each other.
+        UsageError: when a value is of another type or out of range, or two contradict each other.
     """
 
     scheme: Scheme = "w4a16"
@@ -114,6 +115,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, hint in hints_of(Recipe).items():
+            object.__setattr__(self, name, as_typed(name, getattr(self, name), hint))  # what is frozen settles itself
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} is {getattr(self, name)!r}", hint=f"choose one of {', '.join(choices)}")

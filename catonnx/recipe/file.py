@@ -11,93 +11,75 @@ Underscores may be dashes, as on the command line. Calibration files are looked 
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from catonnx.errors import UsageError
 from catonnx.recipe import SELF, Recipe
 from catonnx.recipe.presets import NAMES
+from catonnx.recipe.types import as_typed, hints_of
 
 _WORDS = {"group_size": "channel", "activation_group_size": "token"}
 """Fields in which a word stands for None."""
 
-_LARGEST = 1 << 63
 
-_SPELLED: dict[type, str] = {
-    tuple: "a list of texts",
-    str: "a text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-}
+class RecipeFileError(UsageError):
+    """Something is wrong with the file of a recipe; names in the message are its keys."""
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """Return what a file says: fields of `Recipe`, in its own terms, and `preset` and `target`.
 
     Raises:
-        UsageError: if there is no such file, it is no TOML, or it names or says what no recipe has.
+        RecipeFileError: if there is no such file, it is no TOML, or it names or says what no recipe has.
     """
     try:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"no recipe can be read: {error.strerror}", where=path, hint="give a TOML file") from None
+        what, hint = f"no recipe can be read: {error.strerror}", "give a TOML file"
+        raise RecipeFileError(what, where=path, hint=hint) from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(
-            f"this recipe is no TOML: {error}", where=path, hint='write lines like: scheme = "w4a8"'
-        ) from None
-    hints = get_type_hints(Recipe)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(Recipe)}
-    found: dict[str, Any] = {}
-    for key, value in said.items():
-        name = key.replace("-", "_")
-        if name in found:
-            raise UsageError(f"the recipe says {name} twice", where=path, hint="leave one of them out")
-        if name in NAMES:
-            if value not in NAMES[name]:
-                raise UsageError(f"{name} is {value!r}", where=path, hint=f"choose one of {', '.join(NAMES[name])}")
-            found[name] = value
-        elif name in fields:
-            found[name] = _settled(name, value, fields[name], path)
-        else:
-            near = difflib.get_close_matches(name, [*fields, *NAMES], 1)
-            hint = f"did you mean {near[0]}?" if near else f"a recipe has: {', '.join([*NAMES, *fields])}"
-            raise UsageError(f"a recipe has no {key!r}", where=path, hint=hint)
+        what, hint = f"this recipe is no TOML: {error}", 'write lines like: scheme = "w4a8"'
+        raise RecipeFileError(what, where=path, hint=hint) from None
+    try:
+        found = _understood(said)
+    except UsageError as error:
+        raise RecipeFileError(error.what, where=path, hint=error.hint) from None
     if "calibration" in found:
         found["calibration"] = _beside(path, found["calibration"])
     return found
 
 
-def _settled(name: str, value: Any, hint: Any, path: Path) -> Any:
+def _understood(said: Mapping[str, Any]) -> dict[str, Any]:
+    fields = hints_of(Recipe)
+    found: dict[str, Any] = {}
+    for key, value in said.items():
+        name = key.replace("-", "_")
+        if name in found:
+            raise UsageError(f"the recipe says {name} twice", hint="leave one of them out")
+        if name in NAMES:
+            if value not in NAMES[name]:
+                raise UsageError(f"{name} is {value!r}", hint=f"choose one of {', '.join(NAMES[name])}")
+            found[name] = value
+        elif name in fields:
+            found[name] = _settled(name, value, fields[name])
+        else:
+            near = difflib.get_close_matches(name, [*fields, *NAMES], 1)
+            hint = f"did you mean {near[0]}?" if near else f"a recipe has: {', '.join([*NAMES, *fields])}"
+            raise UsageError(f"a recipe has no {key!r}", hint=hint)
+    return found
+
+
+def _settled(name: str, value: Any, hint: Any) -> Any:
     """Return one value as the recipe has it."""
     if _WORDS.get(name) == value:
         return None
     if name == "max_overhead" and isinstance(value, str):
         return share(value)
-    kinds = _kinds(hint)
-    if tuple in kinds and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    if float in kinds and type(value) is int and abs(value) < _LARGEST:
-        return float(value)
-    if type(value) not in kinds:
-        wanted = " or ".join(sorted(_SPELLED[kind] for kind in kinds))
-        raise UsageError(f"{name} is {value!r}", where=path, hint=f"it must be {wanted}")
-    return value
-
-
-def _kinds(hint: Any) -> set[type]:
-    """Return the types of the values of a field."""
-    if isinstance(hint, type):
-        return {hint} - {type(None)}
-    arguments = get_args(hint)
-    if arguments and all(isinstance(argument, str | int) for argument in arguments):  # a Literal
-        return {type(argument) for argument in arguments}
-    if getattr(hint, "__origin__", None) is tuple:
-        return {tuple}
-    return set().union(*(_kinds(argument) for argument in arguments))
+    return as_typed(name, value, hint)
 
 
 def _beside(path: Path, texts: str | tuple[str, ...]) -> str | tuple[str, ...]:
