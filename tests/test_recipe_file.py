@@ -102,6 +102,21 @@ def test_what_is_typed_goes_before_the_file_and_both_before_target_and_preset(tm
     assert recipe(tmp_path, text, rounding="mse", target="portable") == Recipe(correct_bias=True)
 
 
+FLAGS = ("permute", "rotate", "refine", "correct_bias", "lm_head")
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_flag_that_a_file_switches_on_can_be_typed_off_and_the_other_way_round(name: str, tmp_path: Path) -> None:
+    assert getattr(recipe(tmp_path, f"{name} = true"), name) is True
+    assert getattr(recipe(tmp_path, f"{name} = true", **{name: False}), name) is False
+    assert getattr(recipe(tmp_path, f"{name} = false", **{name: True}), name) is True
+    assert getattr(recipe(tmp_path, 'preset = "best"', **{name: False}), name) is False
+
+
+def test_every_flag_of_a_recipe_is_among_them() -> None:
+    assert {field.name for field in dataclasses.fields(Recipe) if field.default is False} == set(FLAGS)
+
+
 def test_a_calibration_file_lies_beside_the_recipe(tmp_path: Path) -> None:
     said = read_recipe(written(tmp_path, 'calibration = "texts/mine.txt"'))
     assert said == {"calibration": str(tmp_path / "texts" / "mine.txt")}

@@ -40,7 +40,7 @@ from catonnx.commands.options import (
     VerboseOption,
 )
 from catonnx.commands.terminal import Terminal, guarded
-from catonnx.commands.wishes import check_idle, wishes_of, with_plan
+from catonnx.commands.wishes import check_idle, spelled_as_options, wishes_of, with_plan
 from catonnx.files import check_json
 from catonnx.recipe import Recipe
 
@@ -62,9 +62,9 @@ def inspect_command(
     transform: TransformOption = None,
     block_size: BlockSizeOption = None,
     hadamard_size: HadamardSizeOption = None,
-    permute: PermuteOption = False,
-    rotate: RotateOption = False,
-    refine: RefineOption = False,
+    permute: PermuteOption = None,
+    rotate: RotateOption = None,
+    refine: RefineOption = None,
     online: OnlineOption = None,
     max_overhead: MaxOverheadOption = None,
     caches: CachesOption = None,
@@ -73,7 +73,7 @@ def inspect_command(
     activation_group_size: ActivationGroupSizeOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
-    lm_head: LmHeadOption = False,
+    lm_head: LmHeadOption = None,
     tied_embeddings: TiedEmbeddingsOption = None,
     runtime: Annotated[
         bool, typer.Option("--runtime", help="Show which kernel runs each linear of the model as it is, and why.")
@@ -85,8 +85,9 @@ def inspect_command(
     verbose: VerboseOption = False,
 ) -> None:
     """Show linear layers: shape, what stands before them, what that could absorb, and why not more."""
-    with guarded(verbose=verbose):
-        wishes = wishes_of(locals())
+    asked = dict(locals())
+    with guarded(verbose=verbose, options=spelled_as_options(asked)):
+        wishes = wishes_of(asked)
         check_json(json_file, model, plan, recipe_file)
         terminal = Terminal(quiet=quiet)
         if runtime:

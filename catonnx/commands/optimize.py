@@ -50,7 +50,7 @@ from catonnx.commands.options import (
 )
 from catonnx.commands.report import ReportHtmlOption
 from catonnx.commands.terminal import Terminal, guarded
-from catonnx.commands.wishes import wishes_of, with_plan
+from catonnx.commands.wishes import spelled_as_options, wishes_of, with_plan
 from catonnx.errors import UsageError
 from catonnx.files import STDOUT, check_place
 from catonnx.recipe.presets import for_genai
@@ -67,9 +67,9 @@ def optimize_command(
     transform: TransformOption = None,
     block_size: BlockSizeOption = None,
     hadamard_size: HadamardSizeOption = None,
-    permute: PermuteOption = False,
-    rotate: RotateOption = False,
-    refine: RefineOption = False,
+    permute: PermuteOption = None,
+    rotate: RotateOption = None,
+    refine: RefineOption = None,
     online: OnlineOption = None,
     max_overhead: MaxOverheadOption = None,
     caches: CachesOption = None,
@@ -99,11 +99,11 @@ def optimize_command(
     ] = None,
     rounding: RoundingOption = None,
     damping: DampingOption = None,
-    correct_bias: CorrectBiasOption = False,
+    correct_bias: CorrectBiasOption = None,
     scales: ScalesOption = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
-    lm_head: LmHeadOption = False,
+    lm_head: LmHeadOption = None,
     tied_embeddings: TiedEmbeddingsOption = None,
     provider: ProviderOption = None,
     seed: SeedOption = None,
@@ -116,7 +116,7 @@ def optimize_command(
     allow_unchanged: Annotated[
         bool, typer.Option("--allow-unchanged", help="Copy a model that holds nothing to optimize.")
     ] = False,
-    genai: GenaiOption = False,
+    genai: GenaiOption = None,
     file_name: FileNameOption = None,
     plan: PlanOption = None,
     save_plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan to an .npz file.")] = None,
@@ -124,8 +124,9 @@ def optimize_command(
     verbose: VerboseOption = False,
 ) -> None:
     """Transform a model, round it to 4 bits, verify it, and save it as a new folder."""
-    with guarded(verbose=verbose):
-        wishes = wishes_of(locals())
+    asked = dict(locals())
+    with guarded(verbose=verbose, options=spelled_as_options(asked)):
+        wishes = wishes_of(asked)
         _check_places(None if json_file == STDOUT else json_file, report_html, save_plan, source=model)
         terminal = Terminal(quiet=quiet)
         chosen = model / file_name if file_name else model
@@ -144,7 +145,7 @@ def optimize_command(
                 plan=saved,
                 force=force,
                 allow_unchanged=allow_unchanged,
-                genai=genai or for_genai(wishes),
+                genai=for_genai(wishes) if genai is None else genai,
                 progress=progress,
                 announce=lambda rows: None if quiet or json_file == STDOUT else terminal.show(*allotted(rows)),
             )

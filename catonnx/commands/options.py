@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
@@ -26,6 +26,14 @@ GroupSize = Literal["16", "32", "64", "128", "256", "channel"]
 ActivationGroupSize = Literal["16", "32", "64", "128", "256", "token"]
 
 _DEFAULT = Recipe()
+
+
+def _flag(name: str, told: str) -> Any:
+    """Return an option that is on, off, or not said: then a recipe file, a preset or a target may say it."""
+    # A panel of its own: one flag with two names would widen the table of all other options.
+    panel = "On or off, whatever recipe, target and preset say"
+    return typer.Option(f"--{name}/--no-{name}", help=told, rich_help_panel=panel)
+
 
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="An .onnx file, or a folder with model.onnx, config and tokenizer.")
@@ -73,15 +81,15 @@ HadamardSizeOption = Annotated[
     int | None,
     typer.Option(metavar="K", help="Width of the Hadamard matrix.", show_default="what shares a scale"),
 ]
-PermuteOption = Annotated[bool, typer.Option("--permute", help="Gather channels that are alike into blocks.")]
+PermuteOption = Annotated[bool | None, _flag("permute", "Gather channels that are alike into blocks.")]
 RotateOption = Annotated[
-    bool, typer.Option("--rotate", help="First turn the residual stream, at no cost, so that no channel stands out.")
+    bool | None, _flag("rotate", "First turn the residual stream, at no cost, so that no channel stands out.")
 ]
 RefineOption = Annotated[
-    bool, typer.Option("--refine", help="Train scales, blocks and clip ratios further, site by site (needs torch).")
+    bool | None, _flag("refine", "Train scales, blocks and clip ratios further, site by site (needs torch).")
 ]
 CorrectBiasOption = Annotated[
-    bool, typer.Option("--correct-bias", help="Add the mean of the error of rounding to what linears give out.")
+    bool | None, _flag("correct-bias", "Add the mean of the error of rounding to what linears give out.")
 ]
 OnlineOption = Annotated[
     Online | None,
@@ -159,7 +167,7 @@ IncludeOption = Annotated[
 ExcludeOption = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Leave linears with such names in float; repeatable.")
 ]
-LmHeadOption = Annotated[bool, typer.Option("--lm-head", help="Round the output head too.")]
+LmHeadOption = Annotated[bool | None, _flag("lm-head", "Round the output head too.")]
 TiedEmbeddingsOption = Annotated[
     Literal["4", "8"] | None,
     typer.Option(
@@ -171,10 +179,7 @@ TiedEmbeddingsOption = Annotated[
 FileNameOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="The .onnx file, where MODEL is a folder with several of them.")
 ]
-GenaiOption = Annotated[
-    bool,
-    typer.Option("--genai", help="Let onnxruntime-genai open OUT; MODEL is a folder then."),
-]
+GenaiOption = Annotated[bool | None, _flag("genai", "Let onnxruntime-genai open OUT; MODEL is a folder then.")]
 SamplesOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Sequences of text.", show_default=str(_DEFAULT.samples))
 ]

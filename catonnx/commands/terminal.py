@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,7 @@ from catonnx.files import STDOUT, write_json
 from catonnx.naming import printable
 from catonnx.progress import Progress, silent
 from catonnx.recipe import Recipe
+from catonnx.recipe.file import RecipeFileError
 
 WIDTH = 100
 """Columns that results take up at most, and where there is no terminal."""
@@ -109,11 +110,12 @@ class Terminal:
 
 
 @contextmanager
-def guarded(*, verbose: bool = False) -> Iterator[None]:
+def guarded(*, verbose: bool = False, options: Collection[str] | None = None) -> Iterator[None]:
     """Turn a deliberate error or an interruption into one line on stderr and an exit code; SIGTERM is an interruption.
 
     Args:
         verbose: Show the traceback too.
+        options: Fields of a recipe that errors spell as the options that set them; all unless given.
 
     Raises:
         typer.Exit: with the error's exit code, or 130.
@@ -124,7 +126,9 @@ def guarded(*, verbose: bool = False) -> Iterator[None]:
     except CatonnxError as error:
         if verbose:
             typer.echo(printable(traceback.format_exc()), err=True)
-        typer.echo("error: " + _with_flags(_one_line(str(error))), err=True)
+        line = _one_line(str(error))
+        told = line if isinstance(error, RecipeFileError) else _with_flags(line, options)
+        typer.echo(f"error: {told}", err=True)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as interruption:
         if verbose:
@@ -146,9 +150,12 @@ def _one_line(text: str) -> str:
     return line if len(line) <= LONGEST_ERROR else f"{line[:half]} [...] {line[-half:]}"
 
 
-def _with_flags(text: str) -> str:
+def _with_flags(text: str, options: Collection[str] | None) -> str:
     """Spell fields of a recipe as the options that set them; a field of one word reads well as it is."""
-    fields = "|".join(field.name for field in dataclasses.fields(Recipe) if "_" in field.name)
+    named = {field.name for field in dataclasses.fields(Recipe) if "_" in field.name}
+    fields = "|".join(sorted(named if options is None else named.intersection(options)))
+    if not fields:
+        return text
     return re.sub(rf"(?<![\w/.-])({fields})(?![\w/.-])", lambda match: f"--{match[0].replace('_', '-')}", text)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +30,7 @@ def wishes_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: if a share is no number, or the file is no recipe.
     """
-    # A flag that was not given is False, a repeatable option None or empty; 0 is a wish.
-    said = {name: value for name, value in parameters.items() if value is not None and value is not False}
-    wishes = {name: value for name, value in said.items() if name in _FIELDS and value != []}
+    wishes = _typed(parameters)
     for name in ("include", "exclude", "w8", "calibration"):
         if name in wishes:
             wishes[name] = tuple(wishes[name])
@@ -45,8 +43,22 @@ def wishes_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
         wishes["tied_embeddings"] = int(wishes["tied_embeddings"])
     if "max_overhead" in wishes:
         wishes["max_overhead"] = share(wishes["max_overhead"])
-    file = said.get("recipe_file")
+    file = parameters.get("recipe_file")
     return wishes if file is None else read_recipe(file) | wishes
+
+
+def spelled_as_options(parameters: Mapping[str, Any]) -> Collection[str]:
+    """Return the fields that errors shall spell as options: what was typed, and all without a recipe file.
+
+    Args:
+        parameters: As of `wishes_of`.
+    """
+    return _FIELDS if parameters.get("recipe_file") is None else _typed(parameters).keys()
+
+
+def _typed(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    # What was not given is None, a repeatable option None or empty; 0 and a flag's False are wishes.
+    return {name: value for name, value in parameters.items() if name in _FIELDS and value is not None and value != []}
 
 
 def check_idle(wishes: Mapping[str, Any], option: str) -> None:

@@ -16,7 +16,7 @@ import typer
 
 from catonnx.commands.optimize import optimize_command
 from catonnx.commands.terminal import Terminal, guarded
-from catonnx.commands.wishes import wishes_of, with_plan
+from catonnx.commands.wishes import spelled_as_options, wishes_of, with_plan
 from catonnx.errors import CatonnxError, ModelError, RuntimeUnavailableError
 
 _PREFIX = "catonnx_"
@@ -87,7 +87,8 @@ def _options() -> list[tuple[Sequence[str], dict[str, Any]]]:
             kind, option = typing.get_args(hint)
             # What typer calls the default is the first of the names in an annotation.
             spelled = (option.default, *(option.param_decls or ()))
-            names = tuple(filter(lambda item: isinstance(item, str), spelled)) or (f"--{name.replace('_', '-')}",)
+            names = tuple(item.partition("/")[0] for item in spelled if isinstance(item, str))
+            names = names or (f"--{name.replace('_', '-')}",)
             found.append((names, {"dest": _PREFIX + name, **_argument(kind, option)}))
     return found
 
@@ -97,6 +98,8 @@ def _argument(kind: Any, option: Any) -> dict[str, Any]:
     told: dict[str, Any] = {"help": (option.help or "").replace("%", "%%")}
     if kind is bool:
         return told | {"action": "store_true"}
+    if bool in typing.get_args(kind):
+        return told | {"action": argparse.BooleanOptionalAction}
     (one,) = (part for part in typing.get_args(kind) if part is not NoneType) if _is_optional(kind) else (kind,)
     if typing.get_origin(one) is list:
         told["action"] = "append"
@@ -140,7 +143,7 @@ def _export(command: Any, exporter: Any) -> None:
         exporter: The class that exports; None if there is none.
     """
     args, values = command.args, _values(command.args)
-    with _exit_code(), guarded(verbose=values["verbose"]):
+    with _exit_code(), guarded(verbose=values["verbose"], options=spelled_as_options(values)):
         if exporter is None:
             raise RuntimeUnavailableError("Optimum's exporter to ONNX is not there", hint="pip install optimum-onnx")
         _check_before(args)

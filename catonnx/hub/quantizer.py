@@ -69,7 +69,7 @@ class CatQuantizer:
         recipe: Recipe | Mapping[str, Any] | None = None,
         *,
         plan: Plan | None = None,
-        genai: bool = False,
+        genai: bool | None = None,
         force: bool = False,
         progress: Progress = silent,
     ) -> Path:
@@ -80,7 +80,7 @@ class CatQuantizer:
             recipe: What to do, or its fields by name, `preset` and `target` among them; the default rounds weights to
                 int4 in groups of 32 after CAT.
             plan: As of `catonnx.optimize`.
-            genai: As of `catonnx.optimize`.
+            genai: As of `catonnx.optimize`; None leaves it to the recipe's `target`.
             force: Replace `save_dir` if it exists.
             progress: Told of long steps.
 
@@ -92,7 +92,7 @@ class CatQuantizer:
         """
         if isinstance(recipe, Mapping):
             try:
-                genai = genai or for_genai(recipe)
+                genai = for_genai(recipe) if genai is None else genai
                 recipe = Recipe(**settled(recipe))
             except TypeError as error:  # an unknown field
                 raise UsageError(
@@ -105,7 +105,7 @@ class CatQuantizer:
             file_name=self.file_name,
             plan=plan,
             force=force,
-            genai=genai,
+            genai=bool(genai),
             progress=progress,
         )
         return Path(save_dir)

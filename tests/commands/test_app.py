@@ -414,6 +414,59 @@ def test_refusals_name_options_and_not_fields(tiny_llama: Path, tmp_path: Path) 
     assert "group_size" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "typed", "said"),
+    [
+        ("sample_count = 3", (), "a recipe has no 'sample_count'"),
+        ("group_sizes = 3", (), "did you mean group_size?"),
+        ("group_size = 'token'", (), "group_size is 'token' ("),
+        ("group_size = 'token'", ("--group-size", "32"), "group_size is 'token' ("),
+        ("max_overhead = 'much'", (), "max_overhead is 'much' ("),
+        ("group_size = 17", (), "group_size is 17;"),
+        ("group_size = 17", ("--group-size", "32", "--block-size", "0"), "--block-size is 0;"),
+        ("form = 'integer'\nscheme = 'w4a8'", ("--group-size", "32"), "choose --group-size channel"),
+        ("form = 'integer'\nscheme = 'w4a8'\ngroup_size = 32", (), "choose group_size channel"),
+        ("activation_range = 'symmetric'", ("--scheme", "w4a16"), "error: activation_range symmetric says"),
+        ("scheme = 'w4a16'", ("--activation-range", "symmetric"), "error: --activation-range symmetric says"),
+    ],
+)
+@pytest.mark.parametrize("command", ["optimize", "inspect"])
+def test_what_stands_in_a_recipe_file_is_told_as_it_stands_there(
+    command: str, content: str, typed: tuple[str, ...], said: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(content)
+    place = ("-o", tmp_path / "out") if command == "optimize" else ()
+    result = catonnx_(command, tiny_llama, *place, "--recipe", file, *typed)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert (str(file) in result.stderr) == ("recipe has no" in said or "did you mean" in said or said.endswith("("))
+
+
+@pytest.mark.parametrize(
+    ("name", "on"), [("--lm-head", ("--recipe", "FILE")), ("--correct-bias", ("--preset", "best", "--samples", "4"))]
+)
+def test_what_is_typed_off_is_off(name: str, on: tuple[str, ...], tiny_llama: Path, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text("lm_head = true")
+    words = [str(file) if word == "FILE" else word for word in on]
+    found = []
+    for typed in ((), (name.replace("--", "--no-"),)):
+        result = catonnx_("optimize", tiny_llama, "-o", tmp_path / "out", "--force", *words, *typed, *QUICK)
+        assert result.exit_code == 0, result.output
+        report = json.loads((tmp_path / "out" / "catonnx.json").read_text())
+        found.append(report["recipe"][name.removeprefix("--").replace("-", "_")])
+    assert found == [True, False]
+
+
+def test_flags_stand_apart_in_the_help() -> None:
+    lines = catonnx_("optimize", "--help").stdout.splitlines()
+    title = next(index for index, line in enumerate(lines) if "On or off" in line)
+    named = {word for line in lines[title:] for word in line.split() if word.startswith("--no-")}
+    assert named == {f"--no-{name}" for name in ("permute", "rotate", "refine", "correct-bias", "lm-head", "genai")}
+    assert not any("--no-" in line for line in lines[:title])
+
+
 def test_verbose_shows_the_traceback(tmp_path: Path) -> None:
     result = catonnx_("inspect", tmp_path / "nothing.onnx", "-v")
     assert result.exit_code == 3

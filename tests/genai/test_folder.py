@@ -88,6 +88,12 @@ def test_targets_ask_for_it_too(tiny_llama: Path, tmp_path: Path) -> None:
     assert_same_tokens(tmp_path / "out")
 
 
+def test_what_a_target_asks_for_can_be_typed_off(tiny_llama: Path, tmp_path: Path) -> None:
+    result = catonnx_("optimize", tiny_llama, "-o", tmp_path / "out", "--target", "genai-cpu", "--no-genai", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "out" / "genai_config.json").exists()
+
+
 def test_nothing_is_written_unasked(tiny_llama: Path, tmp_path: Path) -> None:
     report = catonnx.optimize(tiny_llama, tmp_path / "out", RECIPE)
     assert report.genai == ()
