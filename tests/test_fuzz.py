@@ -195,6 +195,23 @@ def test_a_process_that_dies_or_hangs_is_a_failure_and_the_rest_goes_on(
     assert written["files"] == {"tried": 1}
 
 
+BREAKING = """
+import json, sys
+first, count = int(sys.argv[2]), int(sys.argv[3])
+for seed in range(first, first + count):
+    mutation = ["rewired", "rewired + names", "names + names + length"][seed % 3]
+    print(json.dumps({"seed": seed, "seconds": 0, "kind": "refused with 3", "mutation": mutation}), flush=True)
+"""
+
+
+def test_mutations_are_counted_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "breaking.py").write_text(BREAKING, encoding="utf-8")
+    monkeypatch.setattr(campaign, "WORKER", (sys.executable, str(tmp_path / "breaking.py")))
+    figures = campaign.Campaign("files", seed=0, count=6).run()
+    assert figures["mutations"] == {"length": 2, "names": 6, "rewired": 4}
+    assert figures["mutations_in_one_file"] == {"1": 2, "2": 2, "3": 2}
+
+
 def test_the_command_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.fuzz", "graphs", "--count", "3", "--json", str(tmp_path / "fuzz.json")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -59,6 +59,7 @@ class Campaign:
         self._next = self.seed
         self._kinds: collections.Counter[str] = collections.Counter()
         self._mutations: collections.Counter[str] = collections.Counter()
+        self._together: collections.Counter[str] = collections.Counter()
         self._failures: list[dict[str, Any]] = []
         self._worst: tuple[float, int] = (0.0, self.seed)
         self._slowest: tuple[float, int] = (0.0, self.seed)
@@ -86,7 +87,7 @@ class Campaign:
             "judged": tried - sum(self._kinds[kind] for kind in SAYS_NOTHING),
             "failed": sum(number for kind, number in self._kinds.items() if kind.startswith("FAILED")),
             "outcomes": dict(self._kinds.most_common()),
-            **({"mutations": dict(sorted(self._mutations.items()))} if self._mutations else {}),
+            **(_sorted(mutations=self._mutations, mutations_in_one_file=self._together) if self._mutations else {}),
             "worst_relative_l2": {"value": self._worst[0], "seed": self._worst[1]},
             "slowest": {"seconds": self._slowest[0], "seed": self._slowest[1]},
             "failures": self._failures[:KEPT_FAILURES],
@@ -153,7 +154,9 @@ class Campaign:
             kind = told["kind"]
             self._kinds[kind] += 1
             if "mutation" in told:
-                self._mutations[told["mutation"]] += 1
+                single = told["mutation"].split(" + ")
+                self._mutations.update(single)
+                self._together[str(len(single))] += 1
             if told.get("error") is not None:
                 self._worst = max(self._worst, (told["error"], seed))
             self._slowest = max(self._slowest, (told.get("seconds", self.limit), seed))
@@ -171,6 +174,10 @@ class Campaign:
                 return
             before = json.loads(self.result.read_text(encoding="utf-8")) if self.result.is_file() else {}
             write_json(self.result, before | {self.kind: self.figures(done=done)})
+
+
+def _sorted(**counted: collections.Counter[str]) -> dict[str, dict[str, int]]:
+    return {name: dict(sorted(counter.items())) for name, counter in counted.items()}
 
 
 def _commit() -> str:
