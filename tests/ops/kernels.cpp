@@ -90,8 +90,14 @@ void multiply(Isa isa, std::istream& words) {
   const int64_t groups = (K + group - 1) / group;
   const Operand codes(N * groups * group / 2), scales(N * groups * 4), a(rows * K), a_scale(rows * 4);
   const Guarded y(rows * N * 4);
-  catonnx::multiply(isa, {K, N, group, codes.as<uint8_t>(), scales.as<float>()}, a.as<int8_t>(), a_scale.as<float>(),
-                    rows, first, last, y.as<float>() + first, N);
+  const catonnx::Product product = {K, N, group, codes.as<uint8_t>(), scales.as<float>()};
+  const catonnx::Multiplication multiplication(isa, product, a.as<int8_t>(), a_scale.as<float>(), rows);
+  // Its end need not be aligned: what is behind, up to the next 64 bytes, goes unnoticed.
+  const Guarded arranged((multiplication.bytes() + 63) / 64 * 64);
+  const int64_t tiles = multiplication.tiles(), middle = tiles / 2;
+  multiplication.arrange(middle, tiles, arranged.as<int8_t>());
+  multiplication.arrange(0, middle, arranged.as<int8_t>());
+  multiplication.columns(arranged.as<int8_t>(), first, last, y.as<float>() + first, N);
 #if defined(TILES_EMULATED)
   if (tiles_in_use()) fail("tiles are still configured");
 #endif

@@ -102,27 +102,32 @@ class QuantizedMatMul {
     Product product = product_;
     product.codes = b.as<uint8_t>();
     product.scales = scales;
-    const double cost = static_cast<double>(rows) * static_cast<double>(shape_.K) / 16;
-    if constexpr (std::is_same_v<T, float>) {
-      run.parallel(shape_.N, cost, COLUMNS, [&](int64_t first, int64_t last) {
-        multiply(isa_, product, a, a_scale, rows, first, last, y + first, shape_.N);
-      });
-    } else {
-      const TransformKernels& kernels = transform_kernels(isa_);
-      run.parallel(shape_.N, cost, COLUMNS, [&](int64_t first, int64_t last) {
-        const int64_t width = last - first;
-        const std::unique_ptr<float[]> wide(new float[std::min(rows, WIDE_ROWS) * width]);
-        for (int64_t row = 0; row < rows; row += WIDE_ROWS) {
-          const int64_t some = std::min(rows - row, WIDE_ROWS);
-          multiply(isa_, product, a + row * shape_.K, a_scale + row, some, first, last, wide.get(), width);
-          for (int64_t i = 0; i < some; ++i) kernels.narrow(wide.get() + i * width, width, y + (row + i) * shape_.N + first);
-        }
-      });
+    for (int64_t row = 0; row < rows; row += MOST_ROWS) {
+      const int64_t some = std::min(rows - row, MOST_ROWS);
+      const Multiplication multiplication(isa_, product, a + row * shape_.K, a_scale + row, some);
+      multiply_some(run, multiplication, some, y + row * shape_.N);
     }
   }
 
-  static constexpr int64_t COLUMNS = 128;  // of a range, at least: multiply() rearranges A once for each
-  static constexpr int64_t WIDE_ROWS = 1024;  // that are computed in float32 before they become float16
+  void multiply_some(const Run& run, const Multiplication& multiplication, int64_t rows, T* y) const {
+    int8_t* const arranged = memory_to_arrange(multiplication.bytes());
+    const double cost = static_cast<double>(shape_.K) / 16;
+    run.parallel(multiplication.tiles(), cost * static_cast<double>(multiplication.tile_rows()), 1,
+                 [&](int64_t first, int64_t last) { multiplication.arrange(first, last, arranged); });
+    run.parallel(shape_.N, cost * static_cast<double>(rows), Multiplication::COLUMNS, [&](int64_t first, int64_t last) {
+      if constexpr (std::is_same_v<T, float>) {
+        multiplication.columns(arranged, first, last, y + first, shape_.N);
+      } else {
+        const int64_t width = last - first;
+        const std::unique_ptr<float[]> wide(new float[rows * width]);
+        multiplication.columns(arranged, first, last, wide.get(), width);
+        const TransformKernels& kernels = transform_kernels(isa_);
+        for (int64_t i = 0; i < rows; ++i) kernels.narrow(wide.get() + i * width, width, y + i * shape_.N + first);
+      }
+    });
+  }
+
+  static constexpr int64_t MOST_ROWS = 1024;  // at a time: as many are held arranged
 
   const Isa isa_ = isa();
   ProductShape shape_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <new>
+#include <thread>
 
 namespace catonnx {
 
@@ -10,7 +11,7 @@ const OrtApi* api = nullptr;
 
 namespace {
 
-constexpr double SMALLEST_PART = 1 << 17;  // a part of a job, in operations: tens of microseconds
+constexpr double SMALLEST_SHARE = 1 << 13;  // of a thread in a job, in operations: some microseconds
 
 struct Info {  // of a tensor; freed with this
   explicit Info(const OrtValue* value) { check(api->GetTensorTypeAndShape(value, &info)); }
@@ -181,12 +182,17 @@ void* Run::output(size_t index, const Shape& shape) const {
 
 void Run::parallel(int64_t total, double cost, int64_t step,
                    const std::function<void(int64_t, int64_t)>& work) const {
+  static const double processors = std::thread::hardware_concurrency();
   if (total <= 0) return;
-  const double steps = std::max(1.0, SMALLEST_PART / (cost * static_cast<double>(step)));
-  const int64_t part = step * static_cast<int64_t>(std::min(steps, static_cast<double>(total)));
-  if (part >= total) return work(0, total);
-  Job job{work, total, part};
-  check(api->KernelContext_ParallelFor(context_, Job::run, static_cast<size_t>((total + part - 1) / part), 0, &job));
+  const double shares = cost * static_cast<double>(total) / SMALLEST_SHARE;
+  if (shares < 2 || total <= step) return work(0, total);
+  // None for each thread there is; fewer where there is little to do.
+  const size_t threads = shares < processors ? static_cast<size_t>(shares) : 0;
+  // Of small parts as many at a time as make a quarter of a share.
+  const double steps = std::max(1.0, SMALLEST_SHARE / 4 / (cost * static_cast<double>(step)));
+  Job job{work, total, step * static_cast<int64_t>(std::min(steps, static_cast<double>(total)))};
+  const size_t parts = static_cast<size_t>((total + job.part - 1) / job.part);
+  check(api->KernelContext_ParallelFor(context_, Job::run, parts, threads, &job));
   if (job.failed) throw std::bad_alloc();  // nothing else is thrown while numbers are computed
 }
 

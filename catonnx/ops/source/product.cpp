@@ -10,28 +10,35 @@
 namespace catonnx {
 namespace {
 
-// At least `bytes` bytes, aligned to 64, of this thread; valid until its next call. Kept: decoding asks at each node.
-uint8_t* scratch(int64_t bytes) {
+// Memory of one thread, which stays.
+class Kept {
+ public:
+  uint8_t* of(int64_t bytes) {
+    if (bytes > size_) {
+      size_ = 0;
+      memory_.reset();
+      const int64_t pages = round_up(bytes, 4096);
+      memory_.reset(std::aligned_alloc(64, static_cast<size_t>(pages)));
+      if (!memory_) throw std::bad_alloc();
+      size_ = pages;
+    }
+    return static_cast<uint8_t*>(memory_.get());
+  }
+
+ private:
   struct Free {
     void operator()(void* memory) const { std::free(memory); }
   };
-  thread_local std::unique_ptr<void, Free> memory;
-  thread_local int64_t size = 0;
-  if (bytes > size) {
-    size = 0;
-    memory.reset();
-    const int64_t pages = round_up(bytes, 4096);
-    memory.reset(std::aligned_alloc(64, static_cast<size_t>(pages)));
-    if (!memory) throw std::bad_alloc();
-    size = pages;
-  }
-  return static_cast<uint8_t*>(memory.get());
-}
+  std::unique_ptr<void, Free> memory_;
+  int64_t size_ = 0;
+};
+
+thread_local Kept scratch, arranged_rows;
 
 // Any machine: one column at a time, its codes as bytes.
-void multiply_portable(const Product& p, const Rows& rows, int64_t first, int64_t last) {
+void multiply_portable(const Product& p, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch) {
   const int64_t groups = group_count(p), bytes = row_bytes(p);
-  int8_t* column = reinterpret_cast<int8_t*>(scratch(2 * bytes));
+  int8_t* column = reinterpret_cast<int8_t*>(scratch);
   for (int64_t n = first; n < last; ++n) {
     const uint8_t* codes = p.codes + n * bytes;
     for (int64_t i = 0; i < bytes; ++i) {
@@ -41,7 +48,7 @@ void multiply_portable(const Product& p, const Rows& rows, int64_t first, int64_
     for (int64_t r = 0; r < rows.count; ++r) {
       float total = 0;
       for (int64_t g = 0; g < groups; ++g) {
-        const int8_t *x = rows.a + r * p.K + g * p.group, *w = column + g * p.group;
+        const int8_t *x = rows.tiles + r * p.K + g * p.group, *w = column + g * p.group;
         const int64_t width = smaller(p.group, p.K - g * p.group);
         int32_t sum = 0;
         for (int64_t k = 0; k < width; ++k) sum += x[k] * w[k];
@@ -52,52 +59,63 @@ void multiply_portable(const Product& p, const Rows& rows, int64_t first, int64_
   }
 }
 
-#if defined(__x86_64__) || defined(__aarch64__)
+void copy_rows(const Product& p, const int8_t* a, int64_t rows, int8_t* to) { std::copy(a, a + rows * p.K, to); }
+
+constexpr Kernel portable = {1, 1, [](const Product& p) { return p.K; }, [](const Product& p) { return 2 * row_bytes(p); },
+                             copy_rows, multiply_portable};
+
 constexpr int64_t few_rows = 8;  // "stream" is faster up to here, or up to 16 where K is small and memory slow
 
-// `tiles` is the number of rows of one or several whole tiles of the block kernel.
-void multiply_with(Kernel* stream, Kernel* block, Bytes* block_bytes, int64_t tiles, const Product& p, const Rows& rows,
-                   int64_t first, int64_t last) {
-  if (rows.count <= few_rows) return stream(p, rows, first, last, scratch(stream_bytes(p, rows.count)));
-  // A block of rows should stay in the second-level cache, and be whole tiles.
-  const int64_t most = std::max(round_up(48, tiles), (int64_t{1} << 20) / p.K / tiles * tiles);
-  const int64_t step = std::min(rows.count, most);
-  uint8_t* memory = scratch(block_bytes(p, step));
-  for (int64_t r = 0; r < rows.count; r += step) {
-    const Rows some = {rows.a + r * p.K, rows.scale + r, std::min(step, rows.count - r), rows.y + r * rows.stride,
-                       rows.stride};
-    block(p, some, first, last, memory);
-  }
-}
-#endif
-
-}  // namespace
-
-// For 128 channels (64 bytes of codes): as many activations, and 16 sums.
-int64_t stream_bytes(const Product& p, int64_t rows) { return rows * ceil_div(row_bytes(p), 64) * 192; }
-
-void multiply(Isa isa, const Product& p, const int8_t* a, const float* a_scale, int64_t rows, int64_t first,
-              int64_t last, float* y, int64_t stride) {
-  const Rows all = {a, a_scale, rows, y, stride};
-  if (rows == 0 || first >= last) return;
-  if (p.K == 0) {
-    for (int64_t r = 0; r < rows; ++r) std::fill(y + r * stride, y + r * stride + last - first, 0.0f);
-    return;
-  }
+const Kernel& kernel(Isa isa, int64_t rows) {
+  const bool few = rows <= few_rows;
   switch (isa) {
 #if defined(__x86_64__)
 #if !defined(CATONNX_WITHOUT_AMX)
-    case Isa::amx: return multiply_with(stream_avx512vnni, block_amx, block_bytes_amx, 32, p, all, first, last);
+    case Isa::amx: return few ? stream_avx512vnni : block_amx;
 #endif
-    case Isa::avx512vnni:
-      return multiply_with(stream_avx512vnni, block_avx512vnni, block_bytes_avx512vnni, 6, p, all, first, last);
+    case Isa::avx512vnni: return few ? stream_avx512vnni : block_avx512vnni;
     case Isa::avx512:
-    case Isa::avx2: return multiply_with(stream_avx2, block_avx2, block_bytes_avx2, 4, p, all, first, last);
+    case Isa::avx2: return few ? stream_avx2 : block_avx2;
 #elif defined(__aarch64__)
-    case Isa::neondot: return multiply_with(stream_neondot, block_neondot, block_bytes_neondot, 6, p, all, first, last);
-    case Isa::neon: return multiply_with(stream_neon, block_neon, block_bytes_neon, 4, p, all, first, last);
+    case Isa::neondot: return few ? stream_neondot : block_neondot;
+    case Isa::neon: return few ? stream_neon : block_neon;
 #endif
-    default: return multiply_portable(p, all, first, last);
+    default: return portable;
+  }
+}
+
+}  // namespace
+
+int8_t* memory_to_arrange(int64_t bytes) { return reinterpret_cast<int8_t*>(arranged_rows.of(bytes)); }
+
+Multiplication::Multiplication(Isa isa, const Product& product, const int8_t* a, const float* a_scale, int64_t rows)
+    : product_(product), kernel_(kernel(isa, rows)), a_(a), a_scale_(a_scale), rows_(rows) {}
+
+int64_t Multiplication::tiles() const { return product_.K == 0 ? 0 : ceil_div(rows_, kernel_.tile_rows); }
+int64_t Multiplication::tile_rows() const { return kernel_.tile_rows; }
+int64_t Multiplication::bytes() const { return tiles() * kernel_.tile_bytes(product_); }
+
+void Multiplication::arrange(int64_t first, int64_t last, int8_t* arranged) const {
+  if (first >= last) return;
+  const int64_t row = first * kernel_.tile_rows, end = smaller(last * kernel_.tile_rows, rows_);
+  kernel_.arrange(product_, a_ + row * product_.K, end - row, arranged + first * kernel_.tile_bytes(product_));
+}
+
+void Multiplication::columns(const int8_t* arranged, int64_t first, int64_t last, float* y, int64_t stride) const {
+  if (rows_ == 0 || first >= last) return;
+  if (product_.K == 0) {
+    for (int64_t r = 0; r < rows_; ++r) std::fill(y + r * stride, y + r * stride + last - first, 0.0f);
+    return;
+  }
+  // A block of rows should stay in the second-level cache.
+  const int64_t several = kernel_.block_tiles * kernel_.tile_rows;
+  const int64_t step = std::max(round_up(48, several), (int64_t{1} << 20) / product_.K / several * several);
+  const int64_t tile_bytes = kernel_.tile_bytes(product_);
+  uint8_t* const memory = scratch.of(kernel_.scratch_bytes(product_));
+  for (int64_t r = 0; r < rows_; r += step) {
+    const Rows some = {arranged + r / kernel_.tile_rows * tile_bytes, a_scale_ + r, smaller(step, rows_ - r),
+                       y + r * stride, stride};
+    kernel_.multiply(product_, some, first, last, memory);
   }
 }
 

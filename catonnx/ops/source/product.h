@@ -14,11 +14,35 @@ struct Product {
   const float* scales;
 };
 
-// QuantizedMatMul, by the code of one instruction set: columns [first, last) of the product of a int8 [rows, K] and
-// a_scale [rows] go to y [rows, last - first], whose rows begin `stride` apart:
+struct Kernel;
+
+// QuantizedMatMul, by the code of one instruction set: a int8 [rows, K] with a_scale [rows] times a weight,
 // y = a_scale * sum over groups of scale * sum of a * (code - 8). The sum within a group is an exact int32 (K up to
-// 2^20). Each call first rearranges the rows that it is given: ranges of columns ought to be much wider than 32.
-void multiply(Isa isa, const Product& product, const int8_t* a, const float* a_scale, int64_t rows, int64_t first,
-              int64_t last, float* y, int64_t stride);
+// 2^20). First all of a is arranged as the code wants it, then any columns may follow; both in ranges, by any thread.
+class Multiplication {
+ public:
+  static constexpr int64_t COLUMNS = 32;  // ranges of columns had best begin at multiples of this
+
+  Multiplication(Isa isa, const Product& product, const int8_t* a, const float* a_scale, int64_t rows);
+
+  // Arranges tiles [first, last) of tiles() in memory for bytes(), aligned to 64.
+  void arrange(int64_t first, int64_t last, int8_t* arranged) const;
+  int64_t tiles() const;
+  int64_t tile_rows() const;
+  int64_t bytes() const;
+
+  // Columns [first, last) go to y [rows, last - first], whose rows begin `stride` apart.
+  void columns(const int8_t* arranged, int64_t first, int64_t last, float* y, int64_t stride) const;
+
+ private:
+  const Product& product_;
+  const Kernel& kernel_;
+  const int8_t* a_;
+  const float* a_scale_;
+  int64_t rows_;
+};
+
+// Memory of this thread, aligned to 64: valid until it asks again. Kept: decoding asks at each node.
+int8_t* memory_to_arrange(int64_t bytes);
 
 }  // namespace catonnx

@@ -13,7 +13,7 @@
 namespace catonnx {
 namespace {
 
-// A panel, where scratch begins. `Set` is the instruction set:
+// A panel, in scratch. `Set` is the instruction set:
 //   Vector, lanes: a vector, and its 32-bit lanes
 //   load_transposed: as many words of as many rows as a vector has lanes; vector i holds word i of every row
 //   store, store_nibbles: an aligned vector; the low and the high nibbles of its bytes, a step apart
@@ -23,30 +23,14 @@ struct Panel {
 
   int64_t steps, group_steps, groups;
   int64_t bytes;   // of all of it
-  uint8_t* panel;  // [steps rounded up, columns, 4]
+  uint8_t* codes;  // [steps rounded up, columns, 4]
   float* scales;   // [groups rounded up, columns]
 
   Panel(const Product& p, uint8_t* scratch)
-      : steps(ceil_div(p.K, 8) * 2), group_steps(p.group / 4), groups(group_count(p)), panel(scratch) {
+      : steps(ceil_div(p.K, 8) * 2), group_steps(p.group / 4), groups(group_count(p)), codes(scratch) {
     const int64_t panel_bytes = round_up(steps, 2 * Set::lanes) * columns * 4;
     scales = reinterpret_cast<float*>(scratch + panel_bytes);
     bytes = panel_bytes + round_up(groups, Set::lanes) * columns * 4;
-  }
-};
-
-// And behind it all rows, tile by tile. `Set` has besides:
-//   tile_rows: rows of a tile, at most
-//   tile<R>: the products of one panel with R rows
-template <class Set>
-struct Layout : Panel<Set> {
-  int8_t* rows;     // [steps, R, 4] for each tile of R rows
-  int32_t* starts;  // [groups, R] for each tile of R rows
-
-  Layout(const Product& p, int64_t count, uint8_t* scratch) : Panel<Set>(p, scratch) {
-    const int64_t rows_bytes = round_up(this->steps * count * 4, 64);
-    rows = reinterpret_cast<int8_t*>(scratch + this->bytes);
-    starts = reinterpret_cast<int32_t*>(scratch + this->bytes + rows_bytes);
-    this->bytes += rows_bytes + this->groups * count * 4;
   }
 };
 
@@ -60,7 +44,7 @@ void unpack(const Product& p, const Panel<Set>& to, int64_t n, int64_t count) {
       Set::load_transposed(p.codes + (n + c) * words * 4, words, w, count - c, v);
 #pragma GCC unroll 16
       for (int i = 0; i < lanes; ++i) {
-        uint8_t* even = to.panel + ((w + i) * 2 * to.columns + c) * 4;
+        uint8_t* even = to.codes + ((w + i) * 2 * to.columns + c) * 4;
         Set::store_nibbles(v[i], even, even + to.columns * 4);
       }
     }
@@ -72,34 +56,50 @@ void unpack(const Product& p, const Panel<Set>& to, int64_t n, int64_t count) {
   }
 }
 
-// R rows of a as steps of a tile, and where their sums start.
+// Rows of `a` as tiles: R of them are [steps, R, 4] with [groups, R] behind, where their sums start. `Set` has besides:
+//   tile_rows: rows of a tile, at most
+//   tile<R>: the products of one panel with R rows
 template <class Set>
-void arrange(const Product& p, const int8_t* a, int64_t R, const Layout<Set>& layout, int8_t* rows, int32_t* starts) {
+int64_t tile_bytes(const Product& p) {
+  const Panel<Set> panel(p, nullptr);
+  return (panel.steps + panel.groups) * Set::tile_rows * 4;
+}
+
+template <class Set>
+void arrange_tile(const Product& p, const int8_t* a, int64_t R, int8_t* rows) {
+  const Panel<Set> panel(p, nullptr);
+  auto* starts = reinterpret_cast<int32_t*>(rows + panel.steps * R * 4);
   for (int64_t r = 0; r < R; ++r)
-    for (int64_t g = 0, step = 0; g < layout.groups; ++g) {
-      const int64_t end = smaller(layout.steps, step + layout.group_steps);
+    for (int64_t g = 0, step = 0; g < panel.groups; ++g) {
+      const int64_t end = smaller(panel.steps, step + panel.group_steps);
       Sums4 sums = no_sums();
       for (; step < end; step += 4) {
         const Sixteen x = load_some(a + r * p.K, step * 4, p.K);
         sums = add_up(sums, x);
         alignas(16) int8_t words[16];
         store_steps(x, words);
-        for (int64_t i = 0; i < smaller(4, layout.steps - step); ++i)
+        for (int64_t i = 0; i < smaller(4, panel.steps - step); ++i)
           std::memcpy(rows + ((step + i) * R + r) * 4, words + i * 4, 4);
       }
       starts[g * R + r] = -eight_times(sums);
     }
 }
 
+template <class Set>
+void arrange(const Product& p, const int8_t* a, int64_t rows, int8_t* tiles) {
+  for (int64_t r = 0; r < rows; r += Set::tile_rows, tiles += tile_bytes<Set>(p))
+    arrange_tile<Set>(p, a + r * p.K, smaller(Set::tile_rows, rows - r), tiles);
+}
+
 // unpack() reads in many places at once, which no prefetcher foresees: what it will read next is fetched by and by, a
-// piece with every tile.
+// piece with every tile. What lies behind this range is most likely this thread's next one.
 struct Ahead {
   const uint8_t *next, *end;
   int64_t piece;
 
-  Ahead(const Product& p, int64_t first, int64_t last, int64_t pieces)
+  Ahead(const Product& p, int64_t first, int64_t columns, int64_t pieces)
       : next(p.codes + first * row_bytes(p)),
-        end(p.codes + last * row_bytes(p)),
+        end(p.codes + smaller(first + columns, p.N) * row_bytes(p)),
         piece(round_up((end - next) / pieces, 64) + 64) {}
 
   void fetch_piece() {
@@ -108,28 +108,34 @@ struct Ahead {
 };
 
 template <class Set>
+int64_t panel_bytes(const Product& p) {
+  return Panel<Set>(p, nullptr).bytes;
+}
+
+template <class Set>
 void block(const Product& p, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch) {
   constexpr decltype(&Set::template tile<1>) tiles[] = {Set::template tile<1>, Set::template tile<2>,
                                                         Set::template tile<3>, Set::template tile<4>,
                                                         Set::template tile<5>, Set::template tile<6>};
   static_assert(Set::tile_rows <= 6, "one of each");
-  const Layout<Set> layout(p, rows.count, scratch);
-  for (int64_t r = 0; r < rows.count; r += Set::tile_rows)
-    arrange(p, rows.a + r * p.K, smaller(Set::tile_rows, rows.count - r), layout, layout.rows + r * layout.steps * 4,
-            layout.starts + r * layout.groups);
-
-  for (int64_t n = first; n < last; n += layout.columns) {
-    const int64_t count = smaller(layout.columns, last - n);
-    unpack(p, layout, n, count);
-    Ahead ahead(p, n + count, smaller(n + count + layout.columns, last), ceil_div(rows.count, Set::tile_rows));
-    for (int64_t r = 0; r < rows.count; r += Set::tile_rows) {
+  const Panel<Set> panel(p, scratch);
+  for (int64_t n = first; n < last; n += panel.columns) {
+    const int64_t count = smaller(panel.columns, last - n);
+    unpack(p, panel, n, count);
+    Ahead ahead(p, n + count, panel.columns, ceil_div(rows.count, Set::tile_rows));
+    const int8_t* from = rows.tiles;
+    for (int64_t r = 0; r < rows.count; r += Set::tile_rows, from += tile_bytes<Set>(p)) {
       ahead.fetch_piece();
-      const Rows some = {layout.rows + r * layout.steps * 4, rows.scale + r, smaller(Set::tile_rows, rows.count - r),
+      const Rows some = {from, rows.scale + r, smaller(Set::tile_rows, rows.count - r),
                          rows.y + r * rows.stride + n - first, rows.stride};
-      tiles[some.count - 1](layout, some, layout.starts + r * layout.groups, count);
+      const auto* starts = reinterpret_cast<const int32_t*>(from + panel.steps * some.count * 4);
+      tiles[some.count - 1](panel, some, starts, count);
     }
   }
 }
+
+template <class Set>
+constexpr Kernel block_kernel = {Set::tile_rows, 1, tile_bytes<Set>, panel_bytes<Set>, arrange<Set>, block<Set>};
 
 }  // namespace
 }  // namespace catonnx

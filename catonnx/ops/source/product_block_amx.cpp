@@ -18,28 +18,28 @@ struct Amx : Avx512Panel {
   }
 };
 
-// A panel, and behind it all rows.
+// A panel, and rows of activations as tiles: [tiles of rows, chunks, tile_rows, width].
 struct Tiles : Panel<Amx> {
   int64_t width;         // of a tile of activations: channels
   int64_t chunks;        // tiles that a row goes through
   int64_t group_chunks;  // those of one group
-  int8_t* rows;          // [tiles of rows, chunks, tile_rows, width]
+  const int8_t* rows;
 
-  Tiles(const Product& p, int64_t count, uint8_t* scratch)
+  Tiles(const Product& p, const int8_t* rows, uint8_t* scratch)
       : Panel<Amx>(p, scratch),
         width(groups == 1 ? 64 : smaller(p.group, 64)),
         chunks(ceil_div(p.K, width)),
         group_chunks(groups == 1 ? chunks : p.group / width),
-        rows(reinterpret_cast<int8_t*>(scratch + bytes)) {
-    bytes += round_up(count, tile_rows) * chunks * width;
-  }
+        rows(rows) {}
+
+  int64_t row_tile_bytes() const { return tile_rows * chunks * width; }
 
   // Of rows [row, row + 16), `row` being a multiple, from tile `chunk` on; the next one begins activation_bytes() further.
   const int8_t* activations(int64_t row, int64_t chunk) const { return rows + (row * chunks + chunk * tile_rows) * width; }
   int64_t activation_bytes() const { return tile_rows * width; }
 
   // Of columns [column, column + 16) of the panel, likewise.
-  const uint8_t* weights(int64_t column, int64_t chunk) const { return panel + chunk * weight_bytes() + column * 4; }
+  const uint8_t* weights(int64_t column, int64_t chunk) const { return codes + chunk * weight_bytes() + column * 4; }
   int64_t weight_bytes() const { return width * columns; }
 };
 
@@ -66,12 +66,13 @@ struct alignas(64) Sums {
 // GCC does not know that tiles and their configuration are read from memory: it shall have written it by now.
 inline void settle(const void* memory) { asm volatile("" : : "r"(memory) : "memory"); }
 
-// All rows as tiles. What lies in the last tile behind them is any numbers: they only reach sums that nobody reads.
-void arrange(const Product& p, const Rows& rows, const Tiles& to) {
-  for (int64_t r = 0; r < rows.count; ++r) {
-    int8_t* row = to.rows + (r / tile_rows * tile_rows * to.chunks + r % tile_rows) * to.width;
-    for (int64_t k = 0; k < to.chunks * to.width; k += 16)
-      store_steps(load_some(rows.a + r * p.K, k, p.K), row + k / to.width * to.activation_bytes() + k % to.width);
+// What lies in the last tile behind its rows is any numbers: they only reach sums that nobody reads.
+void arrange(const Product& p, const int8_t* a, int64_t rows, int8_t* to) {
+  const Tiles tiles(p, to, nullptr);
+  for (int64_t r = 0; r < rows; ++r) {
+    int8_t* row = to + r / tile_rows * tiles.row_tile_bytes() + r % tile_rows * tiles.width;
+    for (int64_t k = 0; k < tiles.chunks * tiles.width; k += 16)
+      store_steps(load_some(a + r * p.K, k, p.K), row + k / tiles.width * tiles.activation_bytes() + k % tiles.width);
   }
 }
 
@@ -162,21 +163,16 @@ void multiply_channels(const Tiles& tiles, const Rows& rows, int64_t row, int64_
     }
 }
 
-}  // namespace
-
-int64_t block_bytes_amx(const Product& product, int64_t rows) { return Tiles(product, rows, nullptr).bytes; }
-
-void block_amx(const Product& p, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch) {
-  const Tiles tiles(p, rows.count, scratch);
-  arrange(p, rows, tiles);
+void block(const Product& p, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch) {
+  const Tiles tiles(p, rows.tiles, scratch);
   const Configuration configuration(tiles.width);  // of this thread
   settle(&configuration);
   _tile_loadconfig(&configuration);
   for (int64_t n = first; n < last; n += tiles.columns) {
     const int64_t count = smaller(tiles.columns, last - n);
     unpack(p, tiles, n, count);
-    settle(tiles.panel);
-    Ahead ahead(p, n + count, smaller(n + count + tiles.columns, last), ceil_div(rows.count, 2 * tile_rows));
+    settle(tiles.codes);
+    Ahead ahead(p, n + count, tiles.columns, ceil_div(rows.count, 2 * tile_rows));
     for (int64_t r = 0; r < rows.count; r += 2 * tile_rows) {
       ahead.fetch_piece();
       float* y = rows.y + r * rows.stride + n - first;
@@ -191,5 +187,11 @@ void block_amx(const Product& p, const Rows& rows, int64_t first, int64_t last, 
   }
   _tile_release();
 }
+
+int64_t tile_bytes(const Product& p) { return Tiles(p, nullptr, nullptr).row_tile_bytes(); }
+
+}  // namespace
+
+const Kernel block_amx = {tile_rows, 2, tile_bytes, panel_bytes<Amx>, arrange, block};
 
 }  // namespace catonnx

@@ -58,18 +58,18 @@ struct Avx2 {
   }
 
   template <int R>
-  static void tile(const Layout<Avx2>& layout, const Rows& rows, const int32_t* starts, int64_t columns) {
+  static void tile(const Panel<Avx2>& panel, const Rows& rows, const int32_t* starts, int64_t columns) {
     const __m256i ones = _mm256_set1_epi16(1);
-    const uint8_t* codes = layout.panel;
-    const float* scales = layout.scales;
-    const int8_t* a = rows.a;
+    const uint8_t* codes = panel.codes;
+    const float* scales = panel.scales;
+    const int8_t* a = rows.tiles;
     // Sixteen registers hold the sums of 16 bits; these wait in the first-level cache.
     alignas(32) float real[R][16] = {};
     alignas(32) int32_t whole[R][16];
-    for (int64_t g = 0, step = 0; g < layout.groups; ++g, scales += 16) {
+    for (int64_t g = 0, step = 0; g < panel.groups; ++g, scales += 16) {
       for (int r = 0; r < R; ++r)
         for (int c = 0; c < 16; ++c) whole[r][c] = starts[g * R + r];
-      const int64_t group_end = smaller(layout.steps, step + layout.group_steps);
+      const int64_t group_end = smaller(panel.steps, step + panel.group_steps);
       while (step < group_end) {
         Sums sum[R][2];
 #pragma GCC unroll 4
@@ -109,10 +109,6 @@ struct Avx2 {
 
 }  // namespace
 
-int64_t block_bytes_avx2(const Product& product, int64_t rows) { return Layout<Avx2>(product, rows, nullptr).bytes; }
-
-void block_avx2(const Product& product, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch) {
-  block<Avx2>(product, rows, first, last, scratch);
-}
+const Kernel block_avx2 = block_kernel<Avx2>;
 
 }  // namespace catonnx

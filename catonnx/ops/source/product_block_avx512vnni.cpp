@@ -20,18 +20,18 @@ struct Vnni : Avx512Panel {
   }
 
   template <int R>
-  static void tile(const Layout<Vnni>& layout, const Rows& rows, const int32_t* starts, int64_t columns) {
-    const uint8_t* codes = layout.panel;
-    const float* scales = layout.scales;
-    const int8_t* a = rows.a;
+  static void tile(const Panel<Vnni>& panel, const Rows& rows, const int32_t* starts, int64_t columns) {
+    const uint8_t* codes = panel.codes;
+    const float* scales = panel.scales;
+    const int8_t* a = rows.tiles;
     __m512 real[R][2];
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) real[r][0] = real[r][1] = _mm512_setzero_ps();
-    for (int64_t g = 0, step = 0; g < layout.groups; ++g, scales += 32) {
+    for (int64_t g = 0, step = 0; g < panel.groups; ++g, scales += 32) {
       Sums sum[R][2];
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = (Sums)_mm512_set1_epi32(starts[g * R + r]);
-      const int64_t end = smaller(layout.steps, step + layout.group_steps);
+      const int64_t end = smaller(panel.steps, step + panel.group_steps);
       do {
         const __m512i left = _mm512_load_si512(codes), right = _mm512_load_si512(codes + 64);
 #pragma GCC unroll 6
@@ -65,12 +65,6 @@ struct Vnni : Avx512Panel {
 
 }  // namespace
 
-int64_t block_bytes_avx512vnni(const Product& product, int64_t rows) {
-  return Layout<Vnni>(product, rows, nullptr).bytes;
-}
-
-void block_avx512vnni(const Product& product, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch) {
-  block<Vnni>(product, rows, first, last, scratch);
-}
+const Kernel block_avx512vnni = block_kernel<Vnni>;
 
 }  // namespace catonnx

@@ -11,17 +11,17 @@ struct Neon : NeonPanel {
   static constexpr int tile_rows = 4;
 
   template <int R>
-  static void tile(const Layout<Neon>& layout, const Rows& rows, const int32_t* starts, int64_t columns) {
-    const auto* codes = reinterpret_cast<const int8_t*>(layout.panel);
-    const float* scales = layout.scales;
-    const int8_t* a = rows.a;
+  static void tile(const Panel<Neon>& panel, const Rows& rows, const int32_t* starts, int64_t columns) {
+    const auto* codes = reinterpret_cast<const int8_t*>(panel.codes);
+    const float* scales = panel.scales;
+    const int8_t* a = rows.tiles;
     // Half of the registers hold the sums of 16 bits, [row][2 columns]; these wait in the first-level cache.
     float32x4_t real[R][2];
     int32x4_t whole[R][2];
     for (int r = 0; r < R; ++r) real[r][0] = real[r][1] = vdupq_n_f32(0);
-    for (int64_t g = 0, step = 0; g < layout.groups; ++g, scales += 8) {
+    for (int64_t g = 0, step = 0; g < panel.groups; ++g, scales += 8) {
       for (int r = 0; r < R; ++r) whole[r][0] = whole[r][1] = vdupq_n_s32(starts[g * R + r]);
-      const int64_t group_end = smaller(layout.steps, step + layout.group_steps);
+      const int64_t group_end = smaller(panel.steps, step + panel.group_steps);
       while (step < group_end) {
         int16x8_t sum[R][4];
 #pragma GCC unroll 4
@@ -64,10 +64,6 @@ struct Neon : NeonPanel {
 
 }  // namespace
 
-int64_t block_bytes_neon(const Product& product, int64_t rows) { return Layout<Neon>(product, rows, nullptr).bytes; }
-
-void block_neon(const Product& product, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch) {
-  block<Neon>(product, rows, first, last, scratch);
-}
+const Kernel block_neon = block_kernel<Neon>;
 
 }  // namespace catonnx

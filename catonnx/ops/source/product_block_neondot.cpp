@@ -29,18 +29,18 @@ struct NeonDot : NeonPanel {
   }
 
   template <int R>
-  static void tile(const Layout<NeonDot>& layout, const Rows& rows, const int32_t* starts, int64_t columns) {
-    const auto* codes = reinterpret_cast<const int8_t*>(layout.panel);
-    const float* scales = layout.scales;
-    const int8_t* a = rows.a;
+  static void tile(const Panel<NeonDot>& panel, const Rows& rows, const int32_t* starts, int64_t columns) {
+    const auto* codes = reinterpret_cast<const int8_t*>(panel.codes);
+    const float* scales = panel.scales;
+    const int8_t* a = rows.tiles;
     float32x4_t real[R][2];
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) real[r][0] = real[r][1] = vdupq_n_f32(0);
-    for (int64_t g = 0, step = 0; g < layout.groups; ++g, scales += 8) {
+    for (int64_t g = 0, step = 0; g < panel.groups; ++g, scales += 8) {
       int32x4_t sum[R][2];
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = vdupq_n_s32(starts[g * R + r]);
-      const int64_t end = smaller(layout.steps, step + layout.group_steps);
+      const int64_t end = smaller(panel.steps, step + panel.group_steps);
       do {
         const int8x16_t left = vld1q_s8(codes), right = vld1q_s8(codes + 16);
         int8x16_t x[2] = {load_rows<R>(a)};
@@ -65,12 +65,6 @@ struct NeonDot : NeonPanel {
 
 }  // namespace
 
-int64_t block_bytes_neondot(const Product& product, int64_t rows) {
-  return Layout<NeonDot>(product, rows, nullptr).bytes;
-}
-
-void block_neondot(const Product& product, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch) {
-  block<NeonDot>(product, rows, first, last, scratch);
-}
+const Kernel block_neondot = block_kernel<NeonDot>;
 
 }  // namespace catonnx

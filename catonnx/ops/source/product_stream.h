@@ -85,17 +85,34 @@ void stream(const Product& p, const Set& set, const Chunk<Set::bytes>* a, const 
 }
 
 template <class Set>
-void stream(const Product& p, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch) {
+int64_t row_chunks(const Product& p) {
+  return ceil_div(row_bytes(p), Set::bytes);
+}
+
+template <class Set>
+void split_rows(const Product& p, const int8_t* a, int64_t rows, int8_t* to) {
+  auto* chunks = reinterpret_cast<Chunk<Set::bytes>*>(to);
+  for (int64_t r = 0; r < rows; ++r, chunks += row_chunks<Set>(p))
+    split_row<Set::bytes>(a + r * p.K, p.K, group_count(p) == 1, row_chunks<Set>(p), chunks);
+}
+
+template <class Set>
+void stream(const Product& p, const Rows& rows, int64_t first, int64_t last, uint8_t*) {
   constexpr int bytes = Set::bytes;
-  const bool channel = group_count(p) == 1;
   const Set set(p);
-  auto* split = reinterpret_cast<Chunk<bytes>*>(scratch);
-  for (int64_t r = 0; r < rows.count; ++r)
-    split_row<bytes>(rows.a + r * p.K, p.K, channel, set.chunks, split + r * set.chunks);
-  if (channel) return stream<Set, Grouping::channel>(p, set, split, rows, first, last);
+  const auto* split = reinterpret_cast<const Chunk<bytes>*>(rows.tiles);
+  if (group_count(p) == 1) return stream<Set, Grouping::channel>(p, set, split, rows, first, last);
   if (p.group >= 2 * bytes) return stream<Set, Grouping::wide>(p, set, split, rows, first, last);
   stream<Set, Grouping::narrow>(p, set, split, rows, first, last);
 }
+
+template <class Set>
+constexpr Kernel stream_kernel = {1,
+                                  1,
+                                  [](const Product& p) -> int64_t { return row_chunks<Set>(p) * sizeof(Chunk<Set::bytes>); },
+                                  [](const Product&) -> int64_t { return 0; },
+                                  split_rows<Set>,
+                                  stream<Set>};
 
 }  // namespace
 }  // namespace catonnx

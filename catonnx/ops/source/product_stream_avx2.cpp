@@ -95,8 +95,6 @@ struct Avx2 {
 
 }  // namespace
 
-void stream_avx2(const Product& product, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch) {
-  stream<Avx2>(product, rows, first, last, scratch);
-}
+const Kernel stream_avx2 = stream_kernel<Avx2>;
 
 }  // namespace catonnx

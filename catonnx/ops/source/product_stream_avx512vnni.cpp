@@ -127,8 +127,6 @@ struct Vnni {
 
 }  // namespace
 
-void stream_avx512vnni(const Product& product, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch) {
-  stream<Vnni>(product, rows, first, last, scratch);
-}
+const Kernel stream_avx512vnni = stream_kernel<Vnni>;
 
 }  // namespace catonnx

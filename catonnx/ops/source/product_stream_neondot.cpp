@@ -2,8 +2,6 @@
 
 namespace catonnx {
 
-void stream_neondot(const Product& product, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch) {
-  stream<Neon>(product, rows, first, last, scratch);
-}
+const Kernel stream_neondot = stream_kernel<Neon>;
 
 }  // namespace catonnx

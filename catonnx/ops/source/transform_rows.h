@@ -186,11 +186,16 @@ inline void transform_near(const From* x, const float* scale, To* y) {
   for (int i = 0; i < count; ++i) store(y + i * N, within<N>(v[i]));
 }
 
-// Stages between `count` vectors that lie `stride` floats apart, for all vectors of the first `stride` floats.
-template <int count, class To>
-inline void transform_far(const float* x, int64_t stride, To* y) {
+// Stages between `count` vectors that lie `stride` floats apart, for all vectors of the first `stride` floats. Meanwhile
+// as many numbers from `next` on are fetched, if there is one: what is read in passes no prefetcher fetches early enough.
+template <int count, class Next, class To>
+inline void transform_far(const float* x, int64_t stride, const Next* next, To* y) {
   for (int64_t at = 0; at < stride; at += N) {
     V v[count];
+    if (next != nullptr) {
+#pragma GCC unroll 16
+      for (int i = 0; i < count; ++i) __builtin_prefetch(next + at * count + i * N, 0, 2);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < count; ++i) v[i] = load(x + i * stride + at);
     between<count>(v);
@@ -199,13 +204,13 @@ inline void transform_far(const float* x, int64_t stride, To* y) {
   }
 }
 
-template <class To>
-void transform_far(int64_t count, const float* x, int64_t stride, To* y) {
+template <class Next, class To>
+void transform_far(int64_t count, const float* x, int64_t stride, const Next* next, To* y) {
   switch (count) {
-    case 2: return transform_far<2>(x, stride, y);
-    case 4: return transform_far<4>(x, stride, y);
-    case 8: return transform_far<8>(x, stride, y);
-    default: return transform_far<REGISTERS>(x, stride, y);
+    case 2: return transform_far<2>(x, stride, next, y);
+    case 4: return transform_far<4>(x, stride, next, y);
+    case 8: return transform_far<8>(x, stride, next, y);
+    default: return transform_far<REGISTERS>(x, stride, next, y);
   }
 }
 
@@ -222,9 +227,11 @@ void hadamard_wide(const From* x, const float* scale, int64_t run, float* scratc
   while (stride < run) {
     const int64_t count = run / stride < REGISTERS ? run / stride : REGISTERS, group = stride * count;
     if (group == run) {
-      transform_far(count, work, stride, y);
+      transform_far(count, work, stride, x + run, y);
     } else {
-      for (int64_t at = 0; at < run; at += group) transform_far(count, work + at, stride, work + at);
+      for (int64_t at = 0; at < run; at += group) {
+        transform_far(count, work + at, stride, static_cast<From*>(nullptr), work + at);
+      }
     }
     stride = group;
   }
