@@ -106,6 +106,7 @@ def measure(subject: Subject, paths: Mapping[str, Path], provider: str, sizes: S
     """
     files = {name: disk_bytes(path) for name, path in paths.items()}
     compared = in_groups(paths)
+    print("measuring memory", file=sys.stderr, flush=True)
     taken = {
         name: run("occupy", {"model": str(paths[name]), "provider": provider, "tokens": _occupying(subject)}).result
         for name in dict.fromkeys([*(int4_of(subject, name) for name in compared), *compared])

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _WARM_UP = 2
 """Steps before those that count: the first one allocates anew, and threads of the model before spin on for a while."""
 
+_AT_ONCE = 512
+"""Tokens of a context that are taken in at once, all texts together: logits of more would fill the memory."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -124,7 +127,9 @@ def take_turns(
     names, texts = list(runners), np.repeat(tokens[np.newaxis], batch, axis=0)
     first = runners[names[0]]
     first.start()
-    first.step(texts[:, :context])
+    piece = max(1, _AT_ONCE // batch)
+    for start in range(0, context, piece):
+        first.step(texts[:, start : min(start + piece, context)])
     past = first.past
     times: dict[str, list[tuple[float | None, float]]] = {name: [] for name in names}
     begin = time.perf_counter()
