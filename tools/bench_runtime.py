@@ -27,18 +27,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import models
-from catonnx.errors import RuntimeUnavailableError
+from catonnx.errors import CatonnxError, RuntimeUnavailableError
 from catonnx.ops.place import BUILD, BUILD_CUDA, has_cuda, library
 from catonnx.runtime.evaluate import disk_bytes
+from catonnx.runtime.sessions import runtime_errors
 from tools import runtime_rows
 from tools.arguments import add_calibration, add_places
-from tools.child import run
+from tools.child import ChildError, run
 from tools.devices import why_not
 from tools.machine import graphics_cards, surroundings
 from tools.runtime_models import INT4, SHAPES, Subject, chosen, make, random_subject, text_subject
 from tools.runtime_rows import PREFILL, in_groups, int4_of
-from tools.stepping import Variant, open_runner, take_turns
+from tools.stepping import Runner, Variant, open_runner, take_turns
 from tools.tables import Row, all_well, markdown, write_json
 
 _RESULTS = Path(__file__).resolve().parent / "results"
@@ -48,6 +51,7 @@ LLAMAS = ("1B", "3B", "8B")
 
 _OCCUPYING_TOKENS = 128
 
+_OTHER = "fpA_intB"
 _CUTLASS = {"ep.cuda.fpa_intb_gemm": "1"}
 """Another kernel for MatMulNBits, which ONNX Runtime takes only on demand."""
 
@@ -98,6 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(subject: Subject, paths: Mapping[str, Path], provider: str, sizes: Sizes) -> list[Row]:
     """Time models that were made of one, and say how large their files are and what their sessions take.
 
+    What does not run becomes a row, and the others go on.
+
     Args:
         subject: What they were made of.
         paths: Of each by name, as `make` returns it.
@@ -105,14 +111,13 @@ def measure(subject: Subject, paths: Mapping[str, Path], provider: str, sizes: S
         sizes: How much is timed.
     """
     files = {name: disk_bytes(path) for name, path in paths.items()}
-    compared = in_groups(paths)
     print("measuring memory", file=sys.stderr, flush=True)
-    taken = {
-        name: run("occupy", {"model": str(paths[name]), "provider": provider, "tokens": _occupying(subject)}).result
-        for name in dict.fromkeys([*(int4_of(subject, name) for name in compared), *compared])
-    }
-    times = _timed(subject, paths, provider, sizes)
+    taken, rows = _taken(subject, paths, provider)
+    runners, broken = _opened(subject, paths, provider)
+    times = _timed(subject, runners, sizes) if runners else {}
     return [
+        *rows,
+        *broken,
         *runtime_rows.speeds(subject, times),
         *runtime_rows.ratios(subject, times, provider),
         *runtime_rows.costs(subject, times),
@@ -121,19 +126,45 @@ def measure(subject: Subject, paths: Mapping[str, Path], provider: str, sizes: S
     ]
 
 
-def _occupying(subject: Subject) -> list[int]:
-    return [int(token) for token in subject.tokens[:_OCCUPYING_TOKENS]]
+def _taken(
+    subject: Subject, paths: Mapping[str, Path], provider: str
+) -> tuple[dict[str, Mapping[str, int | None]], list[Row]]:
+    """Return what sessions take of the memory, of those that are compared; and rows of those that do not run."""
+    compared = in_groups(paths)
+    tokens = [int(token) for token in subject.tokens[:_OCCUPYING_TOKENS]]
+    found: dict[str, Mapping[str, int | None]] = {}
+    rows = []
+    for name in dict.fromkeys([*(int4_of(subject, name) for name in compared), *compared]):
+        try:
+            found[name] = run("occupy", {"model": str(paths[name]), "provider": provider, "tokens": tokens}).result
+        except ChildError as error:
+            rows.append(Row(runtime_rows.group_of(subject, "memory"), name, str(error), failed=True))
+    return found, rows
 
 
-def _timed(
-    subject: Subject, paths: Mapping[str, Path], provider: str, sizes: Sizes
-) -> dict[str, dict[str, tuple[float, ...]]]:
-    """Return the seconds of each model's phases, one entry a round."""
+def _opened(subject: Subject, paths: Mapping[str, Path], provider: str) -> tuple[dict[str, Runner], list[Row]]:
+    """Return all that runs, on CUDA with both kernels of MatMulNBits; and rows of what does not."""
     variants = {name: Variant(path, {}) for name, path in paths.items()}
     if provider == "cuda":
         products = [name for name in paths if name == INT4 or "w4a16" in name]
-        variants |= {f"{name}, fpA_intB": Variant(paths[name], _CUTLASS) for name in products}
-    runners = {name: open_runner(variant, provider) for name, variant in variants.items()}
+        variants |= {f"{name}, {_OTHER}": Variant(paths[name], _CUTLASS) for name in products}
+    refusals: tuple[type[Exception], ...] = (CatonnxError, *runtime_errors())
+    found, rows = {}, []
+    for name, variant in variants.items():
+        try:
+            runner = open_runner(variant, provider)
+            runner.step(subject.tokens[np.newaxis])
+        except refusals as error:
+            told = " ".join(str(error).split())
+            needed = not name.endswith(_OTHER)  # that kernel has its limits
+            rows.append(Row(runtime_rows.group_of(subject, "tokens/s"), name, f"does not run: {told}", failed=needed))
+        else:
+            found[name] = runner
+    return found, rows
+
+
+def _timed(subject: Subject, runners: Mapping[str, Runner], sizes: Sizes) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Return the seconds of each model's phases, one entry a round."""
     times: dict[str, dict[str, tuple[float, ...]]] = {name: {} for name in runners}
     for batch in sizes.batches:
         print(f"timing: {batch} texts", file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from tools.bench_runtime import Sizes
 from tools.llama_shape import LlamaShape
 from tools.placement import placement
 from tools.runtime_models import Subject
-from tools.tables import Row
+from tools.tables import Row, attempt
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -118,23 +118,22 @@ def fusion(plan: Plan, provider: str, paths: Mapping[str, Path], scratch: Path) 
 
 
 def where(plan: Plan, provider: str, subject: Subject, paths: Mapping[str, Path]) -> list[Row]:
-    """Say on which provider the nodes ran."""
-    rows = []
-    for name in (subject.dtype, *plan.versions):
-        found = placement(paths[name], provider, subject.tokens[:32])
-        nodes = ", ".join(f"{count} {where.removesuffix('ExecutionProvider')}" for where, count in found.nodes.items())
-        examples = f"; elsewhere: {', '.join(found.strangers[:3])}" if found.strangers else ""
-        rows.append(
-            Row(
-                plan.name,
-                f"nodes: {name}",
-                f"{nodes}, {found.copies} copies{examples}",
-                f"all on {provider}, 0 copies",
-                not found.strangers and found.copies == 0,
-                dataclasses.asdict(found),
-            )
-        )
-    return rows
+    """Say on which provider the nodes ran; a model that does not run is a row, too."""
+    return _each(plan, "nodes: {}", subject, lambda name: _placed(plan, provider, subject, name, paths[name]))
+
+
+def _placed(plan: Plan, provider: str, subject: Subject, name: str, path: Path) -> Row:
+    found = placement(path, provider, subject.tokens[:32])
+    nodes = ", ".join(f"{count} {where.removesuffix('ExecutionProvider')}" for where, count in found.nodes.items())
+    examples = f"; elsewhere: {', '.join(found.strangers[:3])}" if found.strangers else ""
+    return Row(
+        plan.name,
+        f"nodes: {name}",
+        f"{nodes}, {found.copies} copies{examples}",
+        f"all on {provider}, 0 copies",
+        not found.strangers and found.copies == 0,
+        dataclasses.asdict(found),
+    )
 
 
 def agreement(plan: Plan, provider: str, subject: Subject, paths: Mapping[str, Path]) -> list[Row]:
@@ -142,28 +141,36 @@ def agreement(plan: Plan, provider: str, subject: Subject, paths: Mapping[str, P
 
     The CPU computes the functions of our operators, the provider runs our kernels.
     """
+    what = f"{provider} against cpu: {{}}"
+    return _each(plan, what, subject, lambda name: _compared(plan, provider, subject, name, paths[name]))
+
+
+def _compared(plan: Plan, provider: str, subject: Subject, name: str, path: Path) -> Row:
+    bounded = name == subject.dtype or "w4a16" in name
+    difference = ValueDifference()
+    sessions = (
+        open_session(path, provider="cpu", config=_EXACT),
+        open_model(path, provider=provider, config=_EXACT),
+    )
+    expected, actual = (_logits(session, subject.tokens[:36]) for session in sessions)
+    difference.add(expected, actual)
+    error = difference.relative_l2
+    same = float(np.mean(expected.argmax(-1) == actual.argmax(-1)))
+    return Row(
+        plan.name,
+        f"{provider} against cpu: {name}",
+        f"relative L2 {error:.1e}, same top token {100 * same:.0f} %",
+        f"<= {_TOLERANCE:.0e}" if bounded else "",
+        error <= _TOLERANCE if bounded else None,
+        {"relative_l2": error, "top1_agreement": same},
+    )
+
+
+def _each(plan: Plan, what: str, subject: Subject, measure: Callable[[str], Row]) -> list[Row]:
+    """Measure the model and its versions; what fails is a row named `what` of it."""
     rows = []
     for name in (subject.dtype, *plan.versions):
-        bounded = name == subject.dtype or "w4a16" in name
-        difference = ValueDifference()
-        sessions = (
-            open_session(paths[name], provider="cpu", config=_EXACT),
-            open_model(paths[name], provider=provider, config=_EXACT),
-        )
-        expected, actual = (_logits(session, subject.tokens[:36]) for session in sessions)
-        difference.add(expected, actual)
-        error = difference.relative_l2
-        same = float(np.mean(expected.argmax(-1) == actual.argmax(-1)))
-        rows.append(
-            Row(
-                plan.name,
-                f"{provider} against cpu: {name}",
-                f"relative L2 {error:.1e}, same top token {100 * same:.0f} %",
-                f"<= {_TOLERANCE:.0e}" if bounded else "",
-                error <= _TOLERANCE if bounded else None,
-                {"relative_l2": error, "top1_agreement": same},
-            )
-        )
+        rows += attempt(plan.name, what.format(name), lambda name=name: [measure(name)])  # type: ignore[misc]
     return rows
 
 

@@ -31,7 +31,7 @@ def speeds(subject: Subject, times: Times) -> list[Row]:
             found = sorted(count / second for second in seconds)
             values[phase] = found
             shown.append(f"{phase} {statistics.median(found):.1f} ({found[0]:.1f} to {found[-1]:.1f})")
-        rows.append(Row(_group(subject, "tokens/s"), name, ", ".join(shown), values=values))
+        rows.append(Row(group_of(subject, "tokens/s"), name, ", ".join(shown), values=values))
     return rows
 
 
@@ -68,7 +68,7 @@ def _ratio(subject: Subject, times: Times, phase: str, name: str, other: str, bo
     over, under = times[other][phase], times[name][phase]
     ratio, each = median_ratio(over, under), [first / second for first, second in zip(over, under, strict=True)]
     return Row(
-        _group(subject, phase),
+        group_of(subject, phase),
         f"{name} over {other}",
         f"{ratio:.2f} x ({min(each):.2f} to {max(each):.2f})",
         "" if bound is None else f">= {bound} x",
@@ -82,13 +82,13 @@ def costs(subject: Subject, times: Times) -> list[Row]:
     rows = []
     for name in times:
         plain = name.replace(_TRANSFORMED, _PLAIN)
-        if plain == name or plain not in times:
+        if not name.endswith(_TRANSFORMED) or plain not in times:
             continue
         for phase, bound in (("decode 1", 0.02), (PREFILL, 0.03)):
             if phase in times[name]:
                 cost = median_ratio(times[name][phase], times[plain][phase]) - 1
                 what = f"{phase}, {_TRANSFORMED} in {name.split(',')[0]}"
-                group, shown = _group(subject, "cost"), f"{cost:.1%}"
+                group, shown = group_of(subject, "cost"), f"{cost:.1%}"
                 rows.append(Row(group, what, shown, f"<= {bound:.0%}", cost <= bound, {"cost": cost}))
     return rows
 
@@ -99,7 +99,7 @@ def sizes(subject: Subject, found: Mapping[str, int]) -> list[Row]:
     for name in in_groups(found):
         ratio = found[name] / found[int4_of(subject, name)]
         met, values = ratio <= SIZE_BOUND, {"bytes": found[name]}
-        rows.append(Row(_group(subject, "size"), name, f"{ratio:.3f} x", f"<= {SIZE_BOUND} x", met, values))
+        rows.append(Row(group_of(subject, "size"), name, f"{ratio:.3f} x", f"<= {SIZE_BOUND} x", met, values))
     return rows
 
 
@@ -110,12 +110,12 @@ def memories(subject: Subject, found: Mapping[str, Mapping[str, int | None]]) ->
         kinds = ", ".join(f"{kind.replace('_', ' ')} {size / 1e6:.0f} MB" for kind, size in taken.items() if size)
         own, peer = taken["after_runs"], found.get(int4_of(subject, name), {}).get("after_runs")
         if name not in in_groups(found) or own is None or not peer:
-            rows.append(Row(_group(subject, "memory"), name, kinds or "not told here", values=taken))
+            rows.append(Row(group_of(subject, "memory"), name, kinds or "not told here", values=taken))
             continue
         ratio = own / peer
         shown, bound = f"{ratio:.3f} x; {kinds}", f"<= {SIZE_BOUND} x"
         values = {**taken, "ratio": ratio}
-        rows.append(Row(_group(subject, "memory"), name, shown, bound, ratio <= SIZE_BOUND, values))
+        rows.append(Row(group_of(subject, "memory"), name, shown, bound, ratio <= SIZE_BOUND, values))
     return rows
 
 
@@ -131,5 +131,6 @@ def int4_of(subject: Subject, name: str) -> str:
     return EXACT if "w4a16" in name else ROUNDED
 
 
-def _group(subject: Subject, what: str) -> str:
+def group_of(subject: Subject, what: str) -> str:
+    """Return the group of rows that a kind of figure of a model stands in."""
     return f"{subject.name}: {what}" if subject.name else what

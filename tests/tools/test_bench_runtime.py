@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from catonnx.runtime.sessions import available_providers
 from tools import bench_runtime, runtime_rows
 from tools.child import run
-from tools.runtime_models import EVERY, INT4, PEERS, SHAPES, TRANSFORMS, Subject, chosen, make, text_subject
+from tools.runtime_models import EVERY, EXACT, INT4, PEERS, SHAPES, TRANSFORMS, Subject, chosen, make, text_subject
 from tools.stepping import Runner, Times, Variant, open_runner, take_turns
 
 
@@ -92,6 +94,16 @@ def test_more_memory_than_onnxruntimes_int4_misses_the_bound() -> None:
     assert [row.met for row in runtime_rows.memories(subject, found)] == [None, False, True]
     found[INT4] = {"after_runs": None}
     assert [row.met for row in runtime_rows.memories(subject, found)] == [None, None, None]
+
+
+def test_a_model_that_does_not_run_is_a_row(tiny_llama: Path, tmp_path: Path) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Nonsense", ["x"], ["y"])], "broken", values[:1], values[1:])
+    onnx.save(helper.make_model(graph), tmp_path / "broken.onnx")
+    subject = Subject("", tiny_llama, "fp32", np.arange(2, 18), {})
+    paths = {"fp32": tiny_llama / "model.onnx", EXACT: tmp_path / "broken.onnx"}
+    rows = bench_runtime.measure(subject, paths, "cpu", bench_runtime.Sizes(1, 2, (1,)))
+    assert [(row.what, row.failed) for row in rows if row.group == "tokens/s"] == [(EXACT, True), ("fp32", False)]
 
 
 def test_what_a_session_takes_is_told(tiny_llama: Path) -> None:
