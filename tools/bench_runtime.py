@@ -11,7 +11,8 @@ are decoded. Every round times all models, each beginning in turn, so that what 
 them; ratios are medians over rounds. SmolLM2 reads Wikipedia; its output head, a fifth of its products, stays in float
 in all models. The layers of Llama 3 (4 of 1B, 3 of 3B, 2 of 8B, vocabulary 1024) are in float16, with random weights,
 and read random tokens. What a session takes of the memory is measured in a process of its own: resident memory on the
-CPU, the card's on CUDA. On a quiet machine of two cores the default takes about 20 minutes.
+CPU, the card's on CUDA. As many texts are timed for 5 minutes at most (`--limit`), and a model takes about a minute to
+make, on two cores.
 
 Exit codes: 0 all bounds met; 1 one missed; 2 wrong arguments; 8 nothing runs on the provider, or there is no library.
 """
@@ -232,7 +233,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--row-tokens", type=int, help="tokens of prefill (default 512; of shapes 2048)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="texts at once (default 1 8 32)")
     parser.add_argument(
-        "--limit", type=float, default=math.inf, metavar="SECONDS", help="begin no further round of a batch after this"
+        "--limit",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="begin no further round of as many texts after this (default 300)",
     )
     parser.add_argument("--only", action="append", help="models of ours to make, a pattern; repeatable")
     parser.add_argument("--all", action="store_true", help="every form with every transform")
