@@ -34,11 +34,11 @@ import models
 from catonnx.errors import CatonnxError, RuntimeUnavailableError
 from catonnx.ops.place import BUILD, BUILD_CUDA, has_cuda, library
 from catonnx.runtime.evaluate import disk_bytes
+from catonnx.runtime.probe import why_not
 from catonnx.runtime.sessions import runtime_errors
 from tools import runtime_rows
 from tools.arguments import add_calibration, add_places
 from tools.child import ChildError, run
-from tools.devices import why_not
 from tools.machine import graphics_cards, surroundings
 from tools.runtime_models import INT4, SHAPES, Subject, chosen, make, random_subject, text_subject
 from tools.runtime_rows import PREFILL, in_groups, int4_of

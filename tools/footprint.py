@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.devices import smallest_session
+from catonnx.runtime.probe import why_not
 from tools.machine import graphics_memory_used
 from tools.stepping import Runner, Variant, open_runner
 
@@ -20,7 +20,7 @@ _EXACT_WEIGHTS = {"session.use_device_allocator_for_initializers": "1"}
 def occupy(model: str, provider: str, tokens: list[int]) -> dict[str, Any]:
     """Open a model, take in a text and decode some tokens more; say how many bytes that took.
 
-    A session of one node stands there before: what the runtime and the device need for themselves does not count.
+    A session of one node runs before that: what the runtime and the device need for themselves does not count.
 
     Args:
         model: The .onnx file, with a cache.
@@ -31,10 +31,8 @@ def occupy(model: str, provider: str, tokens: list[int]) -> dict[str, Any]:
         `loaded` and `after_runs`, in bytes, None if not told here; for the CPU `peak`, `anonymous` and `file`, too: of
         the resident memory after the runs, what is no page of a file, and what is.
     """
-    before = smallest_session(provider)
-    taken = _on_card(Path(model), tokens) if provider == "cuda" else _here(Path(model), tokens)
-    del before  # it stands until here
-    return taken
+    why_not(provider)
+    return _on_card(Path(model), tokens) if provider == "cuda" else _here(Path(model), tokens)
 
 
 def _on_card(model: Path, tokens: list[int]) -> dict[str, Any]:

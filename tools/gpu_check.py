@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from catonnx.ops.place import VARIABLE
+from catonnx.runtime.probe import why_not
 from tools import bench_runtime, gpu_checks, gpu_operators
 from tools.bench_runtime import Sizes
-from tools.devices import why_not
 from tools.gpu_checks import Plan
 from tools.llama_shape import LlamaShape
 from tools.machine import graphics_cards, surroundings
