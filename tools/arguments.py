@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 
-def add_calibration(parser: argparse.ArgumentParser) -> None:
+def add_calibration(parser: argparse.ArgumentParser, *, samples: int = 32, seq_len: int = 512) -> None:
     """Add how much text is calibrated on."""
-    parser.add_argument("--samples", type=int, default=32, help="calibration texts (default 32)")
-    parser.add_argument("--seq-len", type=int, default=512, help="tokens in each (default 512)")
+    parser.add_argument("--samples", type=int, default=samples, help=f"calibration texts (default {samples})")
+    parser.add_argument("--seq-len", type=int, default=seq_len, help=f"tokens in each (default {seq_len})")
 
 
 def add_places(parser: argparse.ArgumentParser, results: Path) -> None:

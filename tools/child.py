@@ -77,8 +77,8 @@ def forward(model: str, text: str, samples: int, seq_len: int) -> dict[str, Any]
     return {"load_seconds": loaded - begin, "forward_seconds": done - loaded, "tokens": int(rows.size)}
 
 
-def peer(model: str, out: str, exclude: list[str], accuracy_level: int) -> dict[str, Any]:
-    """Round a model with onnxruntime's own quantizer: its default algorithm, symmetric, groups of 32."""
+def peer(model: str, out: str, exclude: list[str], accuracy_level: int, bits: int = 4) -> dict[str, Any]:
+    """Round weights with onnxruntime's own quantizer: its default algorithm, symmetric, groups of 32."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     Path(out).mkdir(parents=True, exist_ok=True)
@@ -86,6 +86,7 @@ def peer(model: str, out: str, exclude: list[str], accuracy_level: int) -> dict[
         old.unlink()
     quantizer = MatMulNBitsQuantizer(
         str(Path(model) / "model.onnx"),
+        bits=bits,
         block_size=32,
         is_symmetric=True,
         accuracy_level=accuracy_level,
@@ -119,12 +120,20 @@ def round_with(**arguments: Any) -> dict[str, Any]:
     return bench_peers.round_with(**arguments)
 
 
+def occupy(**arguments: Any) -> dict[str, Any]:
+    """Open a model and run it; see `footprint`."""
+    from tools import footprint
+
+    return footprint.occupy(**arguments)
+
+
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "optimize": optimize,
     "forward": forward,
     "peer": peer,
     "int8": int8,
     "round_with": round_with,
+    "occupy": occupy,
 }
 
 

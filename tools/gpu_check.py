@@ -3,11 +3,12 @@
     tools/gpu_check                                    # or: python -m tools.gpu_check
     tools/gpu_check --provider cpu --small-only        # the same code where there is no GPU: a test of this tool
 
-It writes two Llama-shaped float16 models with random weights (a small one and one of a billion parameters), rounds both
-to int4 with and without transforms, and says for each: do all nodes run on the GPU, do its outputs agree with the
-CPU's, how fast are decode and prefill, how much memory do they take. Before that it builds the library of our
-operators with nvcc and says how right and how fast each of them is; the models run with it. A table goes to the
-terminal; the same as Markdown and JSON to tools/results/.
+It writes Llama-shaped float16 models with random weights (a small one, then layers of 8B and 1B), rounds them in
+several forms with and without transforms, and says for each: do all nodes run on the GPU, do its outputs agree with the
+CPU's, how fast are decode and prefill, how much memory do they take. The last two are what `tools.bench_runtime
+--provider cuda` measures, of fewer models. Before that it builds the library of our operators with nvcc and says how
+right and how fast each of them is; the models run with it. A table goes to the terminal; the same as Markdown and JSON
+to tools/results/.
 
 Exit codes: 0 all bounds met; 1 one missed, or a check failed; 2 wrong arguments; 77 no CUDA provider or no device.
 """
@@ -24,16 +25,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
-from catonnx.errors import CatonnxError
 from catonnx.ops.place import VARIABLE
-from catonnx.runtime.sessions import open_session
-from tools import gpu_checks, gpu_operators
+from catonnx.runtime.probe import why_not
+from tools import bench_runtime, gpu_checks, gpu_operators
+from tools.bench_runtime import Sizes
 from tools.gpu_checks import Plan
-from tools.llama_shape import IR_VERSION, OPSET, LlamaShape
+from tools.llama_shape import LlamaShape
 from tools.machine import graphics_cards, surroundings
 from tools.operator_cases import draw_cases
+from tools.runtime_models import SHAPES, Subject
 from tools.tables import Row, all_well, attempt, markdown, write_json
 
 NO_DEVICE = 77
@@ -41,9 +41,20 @@ NO_DEVICE = 77
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-SMALL = Plan("small", LlamaShape(4, 512, 8, 2, 1536, 32000), "mse", 4, 128, 512, 32, 5, integer=True)
-LARGE = Plan("1B", LlamaShape(16, 2048, 32, 8, 8192, 32000), "nearest", 4, 128, 512, 32, 5)
-TINY = Plan("tiny", LlamaShape(1, 64, 4, 2, 96, 256, 64), "mse", 2, 16, 32, 4, 1, integer=True)
+_ALL_FORMS = (
+    "qdq w4a16, none",
+    "qdq w4a16, cat 128",
+    "op w4a16, cat 128",
+    "op w4a8, scale + hadamard",
+    "op w4a4, scale + hadamard",
+    "integer w4a4, scale + hadamard",
+)
+_BOUNDED = tuple(f"op {scheme}, scale + hadamard" for scheme in ("w4a16", "w4a8", "w4a4"))
+_TIMED = Sizes(rounds=5, decoded=32, batches=(1, 8, 32), most_seconds=20)
+
+SMALL = Plan("small", LlamaShape(4, 512, 8, 2, 1536, 32000), _ALL_FORMS, 512, _TIMED, "mse", 4, 128)
+LARGE = (Plan("8B", SHAPES["8B"], _BOUNDED, 2048, _TIMED), Plan("1B", SHAPES["1B"], _BOUNDED[:2], 2048, _TIMED))
+TINY = Plan("tiny", SHAPES["tiny"], ("qdq w4a16, cat 128", *_ALL_FORMS[3::2]), 48, Sizes(1, 4, (1, 2)), "mse", 2, 16)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     if missing:
         print(f"no GPU check: {missing}")
         return NO_DEVICE
-    plans = [TINY] if options.tiny else ([SMALL] if options.small_only else [SMALL, LARGE])
+    plans = [TINY] if options.tiny else ([SMALL] if options.small_only else [SMALL, *LARGE])
     if options.layers is not None:
         plans = [
             dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, layers=options.layers)) for plan in plans
@@ -73,22 +84,6 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ[VARIABLE] = before
     report(head, rows, options.out or (RESULTS if options.provider == "cuda" else None))
     return 0 if all_well(rows) else 1
-
-
-def why_not(provider: str) -> str:
-    """Return why nothing can run on a provider, or an empty text if it can."""
-    value = ir.Value(name="x", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
-    node = ir.node("Identity", [value])
-    node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = "y", value.shape, value.type
-    graph = ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": OPSET}, name="probe")
-    with tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch:
-        path = Path(scratch) / "probe.onnx"
-        ir.save(ir.Model(graph, ir_version=IR_VERSION), path)
-        try:
-            open_session(path, provider=provider)
-        except CatonnxError as error:
-            return str(error)
-    return ""
 
 
 def check_operators(provider: str, folder: Path, deadline: float, *, tiny: bool) -> list[Row]:
@@ -130,26 +125,25 @@ def _measured(group: str, steps: Mapping[str, Callable[[], list[Row]]], deadline
 
 def check(plan: Plan, provider: str, scratch: Path, deadline: float) -> list[Row]:
     """Make one model and measure it; what fails becomes a row, and the rest goes on."""
-    paths: dict[str, Path] = {}
+    made: list[tuple[Subject, dict[str, Path]]] = []
 
     def make(where: str, folder: Path) -> list[Row]:
-        folder.mkdir()
-        rows, made = gpu_checks.make(plan, where, folder)
-        paths.update(made)
+        rows, subject, paths = gpu_checks.make(plan, where, folder)
+        made.append((subject, paths))
         return rows
 
-    _say(f"{plan.name}: writing and rounding")
-    rows = attempt(plan.name, "made", lambda: make(provider, scratch / "models"))
-    if not paths and provider != "cpu":
+    rows = _measured(plan.name, {"made": lambda: make(provider, scratch / "models")}, deadline)
+    if not made and provider != "cpu":
         # Rounded on the CPU, the models still tell how they run on the GPU.
-        rows += attempt(plan.name, "made on the CPU", lambda: make("cpu", scratch / "models-cpu"))
-    if not paths:
+        rows += _measured(plan.name, {"made on the CPU": lambda: make("cpu", scratch / "models-cpu")}, deadline)
+    if not made:
         return rows
+    subject, paths = made[0]
     steps = {
         "fusion": lambda: gpu_checks.fusion(plan, provider, paths, scratch),
-        "nodes": lambda: gpu_checks.where(plan, provider, paths),
-        "speed": lambda: gpu_checks.speed(plan, provider, paths),
-        "agreement": lambda: gpu_checks.agreement(plan, provider, paths),
+        "nodes": lambda: gpu_checks.where(plan, provider, subject, paths),
+        "runtime": lambda: bench_runtime.measure(subject, paths, provider, plan.sizes),
+        "agreement": lambda: gpu_checks.agreement(plan, provider, subject, paths),
     }
     return rows + _measured(plan.name, steps, deadline)
 
@@ -178,11 +172,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 all bounds met; 1 one missed or a check failed; 2 wrong arguments; 77 no CUDA",
     )
     parser.add_argument("--provider", choices=["cuda", "cpu"], default="cuda", help="where to run (default cuda)")
-    parser.add_argument("--small-only", action="store_true", help="leave the model of a billion parameters out")
+    parser.add_argument("--small-only", action="store_true", help="leave the layers of 8B and 1B out")
     parser.add_argument("--tiny", action="store_true", help="one tiny model instead: a test of this tool in seconds")
-    parser.add_argument("--layers", type=int, help="decoder layers of the models, instead of 4 and 16")
+    parser.add_argument("--layers", type=int, help="decoder layers of the models, instead of 4, 2 and 4")
     parser.add_argument("--seconds", type=float, default=480, help="begin no further check after this (default 480)")
-    parser.add_argument("--scratch", type=Path, help="folder for the models, 7 GB free (default: the system's)")
+    parser.add_argument("--scratch", type=Path, help="folder for the models, 4 GB free (default: the system's)")
     parser.add_argument(
         "--out", type=Path, help="folder for the results (default: tools/results; on the CPU they are only shown)"
     )

@@ -1,4 +1,4 @@
-"""Models of our operators alone, for `tools/gpu_operators`, and what they should compute, in float64."""
+"""Models of our operators alone, for `gpu_operators` and `bench_products`, and what they should compute, in float64."""
 
 from __future__ import annotations
 
@@ -150,10 +150,10 @@ def model_of(nodes: Sequence[onnx.NodeProto], case: Case, outputs: Sequence[str]
     return helper.make_model(graph, opset_imports=imports, ir_version=10)
 
 
-def quantized_products(K: int, N: int, group: int, copies: int) -> onnx.ModelProto:
-    """Return a model that multiplies the same rows by several weights."""
+def quantized_products(K: int, N: int, group: int, copies: int, dtype: Any = np.float16) -> onnx.ModelProto:
+    """Return a model that multiplies the same rows by several weights; what comes out is of the type `dtype`."""
     random = np.random.default_rng(0)
-    drawn = [product(random, 1, K, N, group, np.float16) for _ in range(copies)]
+    drawn = [product(random, 1, K, N, group, dtype) for _ in range(copies)]
     inputs, nodes = {name: drawn[0].inputs[name] for name in ("a", "a_scale")}, []
     for index, case in enumerate(drawn):
         inputs |= {f"b{index}": case.inputs["b"], f"b_scale{index}": case.inputs["b_scale"]}
@@ -163,11 +163,27 @@ def quantized_products(K: int, N: int, group: int, copies: int) -> onnx.ModelPro
     return model_of(nodes, whole, [f"y{index}" for index in range(copies)])
 
 
-def float_products(K: int, N: int, copies: int) -> onnx.ModelProto:
-    """Return a model that multiplies the same rows by several weights in float16."""
+def nbits_products(K: int, N: int, group: int, copies: int, level: int) -> onnx.ModelProto:
+    """Return a model that multiplies the same rows in float32 by the same weights with MatMulNBits."""
     random = np.random.default_rng(0)
-    inputs: dict[str, np.ndarray] = {"x": np.ones((1, K), np.float16)}
-    inputs |= {f"w{i}": (random.standard_normal((K, N), np.float32) / K**0.5).astype(np.float16) for i in range(copies)}
+    inputs: dict[str, np.ndarray] = {"x": np.ones((1, K), np.float32)}
+    nodes = []
+    for index in range(copies):
+        case = product(random, 1, K, N, group, np.float32)
+        inputs |= {f"b{index}": case.inputs["b"], f"b_scale{index}": case.inputs["b_scale"]}
+        attributes = {**case.attributes, "bits": 4, "accuracy_level": level}
+        names = ["x", f"b{index}", f"b_scale{index}"]
+        nodes.append(helper.make_node("MatMulNBits", names, [f"y{index}"], domain="com.microsoft", **attributes))
+    model = model_of(nodes, Case("MatMulNBits", inputs, {}), [f"y{index}" for index in range(copies)])
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
+def float_products(K: int, N: int, copies: int, dtype: Any = np.float16) -> onnx.ModelProto:
+    """Return a model that multiplies the same rows by several weights in float."""
+    random = np.random.default_rng(0)
+    inputs: dict[str, np.ndarray] = {"x": np.ones((1, K), dtype)}
+    inputs |= {f"w{i}": (random.standard_normal((K, N), np.float32) / K**0.5).astype(dtype) for i in range(copies)}
     nodes = [helper.make_node("MatMul", ["x", f"w{index}"], [f"y{index}"]) for index in range(copies)]
     return model_of(nodes, Case("MatMul", inputs, {}), [f"y{index}" for index in range(copies)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,12 @@ from catonnx.runtime.sessions import PROVIDER_NAMES
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+_WARM_UP = 2
+"""Steps before those that count: the first one allocates anew, and threads of the model before spin on for a while."""
+
+_AT_ONCE = 512
+"""Tokens of a context that are taken in at once, all texts together: logits of more would fill the memory."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -35,6 +42,14 @@ class Times:
 
     prefill: tuple[float, ...]
     decode: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a model has read: the length, and the cache by input name, as ONNX Runtime's own tensors."""
+
+    length: int
+    cache: Mapping[str, object]
 
 
 class Runner:
@@ -54,29 +69,28 @@ class Runner:
         self._present = [present_name(name, outputs) for name in self._spec.past_names]
         self.start()
 
-    def start(self) -> None:
-        """Forget everything."""
-        self._cache: dict[str, object] = {}
-        self._length = 0
+    def start(self, past: Past | None = None) -> None:
+        """Forget everything, or go on behind what this model or another one with the same cache has read."""
+        self.past = past or Past(0, {})
 
     def step(self, tokens: np.ndarray) -> float:
         """Append `tokens` int64 [batch, n] and return the seconds that it took."""
-        feeds = self._spec.feeds(tokens, self._length)
-        if self._length == 0:
+        feeds = self._spec.feeds(tokens, self.past.length)
+        if self.past.length == 0:
             feeds |= self._spec.zero_past(len(tokens))
         binding = self._session.io_binding()
         begin = time.perf_counter()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
-        for name, value in self._cache.items():
+        for name, value in self.past.cache.items():
             binding.bind_ortvalue_input(name, value)
         for name in (LOGITS, *self._present):
             binding.bind_output(name, self._device)
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         seconds = time.perf_counter() - begin
-        self._cache = dict(zip(self._spec.past_names, binding.get_outputs()[1:], strict=True))
-        self._length += tokens.shape[1]
+        cache = dict(zip(self._spec.past_names, binding.get_outputs()[1:], strict=True))
+        self.past = Past(self.past.length + tokens.shape[1], cache)
         return seconds
 
 
@@ -94,23 +108,36 @@ def take_turns(
     decoded: int,
     batch: int = 1,
     prefill: bool = True,
+    most_seconds: float = math.inf,
 ) -> dict[str, Times]:
     """Time all runners in every round, beginning with another one each time, after one round that warms up.
 
     Args:
-        runners: By name.
-        tokens: int64 [sequence]; taken in at once for the time of prefill.
+        runners: By name; of models whose caches have the same names, types and shapes.
+        tokens: int64 [sequence], longer than `context` and `decoded` together by 2; taken in at once for the time of
+            prefill.
         rounds: Rounds that count.
-        context: Tokens that stand before the first one that is decoded.
+        context: Tokens that stand before the first one that is decoded. The first runner takes them in, once, and all
+            go on behind its cache: what it holds has no influence on time.
         decoded: Tokens decoded one by one in a round; their median is the round's time.
         batch: Copies of the text at once.
         prefill: Also time that.
+        most_seconds: After that time no further round begins, but for the first one that counts.
     """
     names, texts = list(runners), np.repeat(tokens[np.newaxis], batch, axis=0)
+    first = runners[names[0]]
+    first.start()
+    piece = max(1, _AT_ONCE // batch)
+    for start in range(0, context, piece):
+        first.step(texts[:, start : min(start + piece, context)])
+    past = first.past
     times: dict[str, list[tuple[float | None, float]]] = {name: [] for name in names}
+    begin = time.perf_counter()
     for turn in range(rounds + 1):
+        if turn > 1 and time.perf_counter() - begin > most_seconds:
+            break
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            measured = _one_round(runners[name], texts, context, decoded, prefill)
+            measured = _one_round(runners[name], texts, past, decoded, prefill)
             if turn:
                 times[name].append(measured)
     return {
@@ -125,13 +152,11 @@ def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
 
 
 def _one_round(
-    runner: Runner, tokens: np.ndarray, context: int, decoded: int, prefill: bool
+    runner: Runner, tokens: np.ndarray, past: Past, decoded: int, prefill: bool
 ) -> tuple[float | None, float]:
     # Prefill comes last: the threads of the model that ran before spin on for a while, and would be in its way.
+    runner.start(past)
+    ends = range(past.length + 1, past.length + _WARM_UP + decoded + 1)
+    seconds = [runner.step(tokens[:, end - 1 : end]) for end in ends]
     runner.start()
-    runner.step(tokens[:, :context])
-    singles = [tokens[:, at : at + 1] for at in range(context, context + decoded + 1)]
-    runner.step(singles[0])  # the first step after a long one allocates anew
-    decode = statistics.median(runner.step(token) for token in singles[1:])
-    runner.start()
-    return runner.step(tokens) if prefill else None, decode
+    return runner.step(tokens) if prefill else None, statistics.median(seconds[_WARM_UP:])
