@@ -25,6 +25,9 @@ FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wno-unknown-pragmas", "-ffp-contract=of
 ORDERS = ((0, False, 1), (1, True, 40), (7, False, 6))
 """In what order threads take turns, whether copies into shared memory happen at once, how many processors there are."""
 
+SHARED = 99
+"""KiB that a block may have on compute capability 8.6 and 8.9; 163 on 8.0, 227 on 9.0."""
+
 
 class Rows(ctypes.Structure):
     """What emulation/kernels.cpp calls Given."""
@@ -42,20 +45,22 @@ class Emulated:
 
     def __init__(self, library: Path) -> None:
         self.seed = 0
+        self.scratch = 0
+        """How many floats of scratch the last transform wanted: none if it was one kernel."""
         self._library = ctypes.CDLL(str(library))
         self._library.rows.restype = ctypes.c_char_p
         self._library.product.restype = ctypes.c_char_p
         self._library.scratch.restype = ctypes.c_int64
 
     @contextmanager
-    def under(self, order: int, eager: bool, processors: int) -> Iterator[None]:
-        """Let threads take turns in one order."""
-        self._library.catonnx_emulation(order, eager, processors)
+    def under(self, order: int, eager: bool, processors: int, shared: int = SHARED) -> Iterator[None]:
+        """Let threads take turns in one order, on so many processors with so many KiB of shared memory each."""
+        self._library.catonnx_emulation(order, eager, processors, shared)
         self.seed = order
         try:
             yield
         finally:
-            self._library.catonnx_emulation(0, False, 1)
+            self._library.catonnx_emulation(0, False, 1, SHARED)
 
     def transform(
         self,
@@ -82,7 +87,8 @@ class Emulated:
         given.scale, given.matrix, given.first = _at(scale), _at(matrix), _at(first)
         given.x, given.y, given.scales = _at(x), _at(y), _at(scales)
         half = x.dtype == np.float16
-        scratch = _aligned(int(self._library.scratch(ctypes.byref(given), half)), np.float32)
+        self.scratch = int(self._library.scratch(ctypes.byref(given), half))
+        scratch = _aligned(self.scratch, np.float32)
         scratch[:] = np.nan
         given.scratch = _at(scratch)
         _check(self._library.rows(ctypes.byref(given), half))

@@ -8,6 +8,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace catonnx {
 namespace {
@@ -25,6 +26,18 @@ __device__ __forceinline__ void multiply_tile(int (&d)[4], const uint32_t (&a)[4
   asm volatile(
       "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// d += a b in float32, for a of T [16, 16] and b of T [16, 8], two numbers to a word. Of the lane above, a[0] and a[2] are
+// channels 2 t and 8 + 2 t (and the next one) of row g, a[1] and a[3] of row g + 8; b[0] and b[1] are the same channels of
+// column g; d is as above.
+template <class T>
+__device__ __forceinline__ void multiply_tile(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  static_assert(std::is_same_v<T, __half>);
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
@@ -46,6 +59,26 @@ __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_
 template <int pending>
 __device__ __forceinline__ void await_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+// Waits for all threads of the cluster; what they wrote to shared memory is there for all of them.
+__device__ __forceinline__ void cluster_barrier() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900  // before, there are no clusters
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// What lies at the same place of another block's shared memory; `rank` is its number in the cluster.
+__device__ __forceinline__ uint32_t read_of_rank(const uint32_t* shared, int rank) {
+  uint32_t value = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  const uint32_t own = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("{\n\t.reg .u32 place;\n\tmapa.shared::cluster.u32 place, %1, %2;\n\tld.shared::cluster.u32 %0, [place];\n\t}"
+               : "=r"(value)
+               : "r"(own), "r"(rank)
+               : "memory");
+#endif
+  return value;
 }
 
 // This block's shared memory, as many bytes as the launch asked for.
@@ -94,6 +127,22 @@ __device__ __forceinline__ void store(const float (&x)[8], __half* to) {
   *reinterpret_cast<uint4*>(to) = value.words;
 }
 
+// Two numbers at a multiple of their size.
+__device__ __forceinline__ void store_pair(float one, float other, float* to) {
+  *reinterpret_cast<float2*>(to) = make_float2(one, other);
+}
+
+template <class T>
+__device__ __forceinline__ void store_pair(float one, float other, T* to) {
+  union {
+    uint32_t word;
+    T numbers[2];
+  } value;
+  narrow(one, value.numbers[0]);
+  narrow(other, value.numbers[1]);
+  *reinterpret_cast<uint32_t*>(to) = value.word;
+}
+
 // --- launches -------------------------------------------------------------------------------------------------------
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -109,10 +158,11 @@ inline int attribute(cudaDeviceAttr which) {
 
 constexpr int SHARED_BYTES = 48 << 10;  // that every kernel may have unasked
 
-// Runs kernel(arguments...) in the stream. Returns what went wrong; null if nothing.
+// Runs kernel(arguments...) in the stream, blocks in clusters of `cluster` along the first axis. Returns what went wrong; null
+// if nothing.
 template <class... Arguments>
-const char* launch(void (*kernel)(Arguments...), dim3 blocks, int threads, size_t shared, cudaStream_t stream,
-                   Arguments... arguments) {
+const char* launch_clusters(int cluster, void (*kernel)(Arguments...), dim3 blocks, int threads, size_t shared,
+                            cudaStream_t stream, Arguments... arguments) {
   if (shared > SHARED_BYTES) {
     const cudaError_t refused = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                      cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
@@ -123,7 +173,19 @@ const char* launch(void (*kernel)(Arguments...), dim3 blocks, int threads, size_
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared;
   config.stream = stream;
+  cudaLaunchAttribute clusters = {};
+  clusters.id = cudaLaunchAttributeClusterDimension;
+  clusters.val.clusterDim.x = static_cast<unsigned>(cluster);
+  clusters.val.clusterDim.y = clusters.val.clusterDim.z = 1;
+  config.attrs = &clusters;
+  config.numAttrs = cluster > 1 ? 1 : 0;
   return error_of(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+template <class... Arguments>
+const char* launch(void (*kernel)(Arguments...), dim3 blocks, int threads, size_t shared, cudaStream_t stream,
+                   Arguments... arguments) {
+  return launch_clusters(1, kernel, blocks, threads, shared, stream, arguments...);
 }
 
 }  // namespace
