@@ -28,6 +28,9 @@ ORDERS = ((0, False, 1), (1, True, 40), (7, False, 6))
 SHARED = 99
 """KiB that a block may have on compute capability 8.6 and 8.9; 163 on 8.0, 227 on 9.0."""
 
+KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
+"""What emulation/kernels.cpp calls the types."""
+
 
 class Rows(ctypes.Structure):
     """What emulation/kernels.cpp calls Given."""
@@ -86,12 +89,12 @@ class Emulated:
         given.factor, given.clip = factor, clip
         given.scale, given.matrix, given.first = _at(scale), _at(matrix), _at(first)
         given.x, given.y, given.scales = _at(x), _at(y), _at(scales)
-        half = x.dtype == np.float16
-        self.scratch = int(self._library.scratch(ctypes.byref(given), half))
+        kind = KINDS[x.dtype.name]
+        self.scratch = int(self._library.scratch(ctypes.byref(given), kind))
         scratch = _aligned(self.scratch, np.float32)
         scratch[:] = np.nan
         given.scratch = _at(scratch)
-        _check(self._library.rows(ctypes.byref(given), half))
+        _check(self._library.rows(ctypes.byref(given), kind))
         return y, scales
 
     def multiply(self, product: Product, a: np.ndarray, a_scale: np.ndarray, *, channels: bool = False) -> np.ndarray:
@@ -99,8 +102,8 @@ class Emulated:
         y = np.full((len(a), product.N), np.nan, product.scales.dtype)
         numbers = [ctypes.c_int64(n) for n in (product.K, product.N, product.group)]
         tensors = [ctypes.c_void_p(_at(array)) for array in (product.codes, product.scales, a, a_scale)]
-        half, rows = y.dtype == np.float16, ctypes.c_int64(len(a))
-        _check(self._library.product(*numbers, channels, half, *tensors, rows, ctypes.c_void_p(_at(y))))
+        kind, rows = KINDS[y.dtype.name], ctypes.c_int64(len(a))
+        _check(self._library.product(*numbers, channels, kind, *tensors, rows, ctypes.c_void_p(_at(y))))
         return y
 
 

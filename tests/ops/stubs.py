@@ -18,6 +18,8 @@ HEAD = """
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+static int allocated;
+int allocations(void) { return allocated; }
 """
 
 PROPERTIES = """
@@ -68,7 +70,9 @@ BODIES = {
     "cudaStreamIsCapturing": "int F(void* s, int* v) { *v = 0; return 0; }",
     "cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags": "int F(int* n) { *n = 1; return 0; }",
 }
-_ALLOCATES = "int F(void** p, size_t n) { *p = aligned_alloc(256, (n + 255) / 256 * 256 + 256); return 0; }"
+_ALLOCATES = (
+    "int F(void** p, size_t n) { ++allocated; *p = aligned_alloc(256, (n + 255) / 256 * 256 + 256); return 0; }"
+)
 BODIES |= dict.fromkeys(("cudaMalloc", "cudaMallocHost", "cudaHostAlloc", "cudaMallocFromPoolAsync"), _ALLOCATES)
 _MAKES = "int F(void** p) { static char one[4096]; *p = one; return 0; }"
 BODIES |= dict.fromkeys(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16
 from numpy.typing import DTypeLike
 
 from tests.ops.emulated import ORDERS, Emulated, aligned, emulated
@@ -172,6 +173,28 @@ def test_dense_rows_are_rounded_in_one_pass(
     with kernels.under(1, False, processors, shared):
         compare(kernels, "SharedTransform", x, scale, matrices[0], rounded=[8])
         assert kernels.scratch == 0
+
+
+def test_bfloat16() -> None:
+    """Each kernel of the transforms once: Hadamard matrices, wide ones and mixed ones; dense ones; rounding."""
+    kernels, random = emulated(), np.random.default_rng(6)
+
+    def draw(*shape: int) -> np.ndarray:
+        return typed(random.standard_normal(shape), bfloat16)
+
+    for rows, size in ((5, 64), (2, 512)):
+        matrix = sylvester(size).astype(np.int8)
+        compare(kernels, "SharedTransform", draw(rows, 3 * size), draw(3 * size), matrix, hadamard=size)
+    compare(kernels, "KroneckerTransform", draw(3, 56), draw(1), draw(7, 7), sylvester(8).astype(np.int8), hadamard=8)
+    for rows in (2, 20):
+        compare(kernels, "KroneckerTransform", draw(rows, 120), draw(120), draw(3, 3), draw(20, 20))
+        compare(kernels, "BlockTransform", draw(rows, 165), draw(165), draw(5, 33, 33))
+    with kernels.under(0, False, 40):
+        compare(kernels, "BlockTransform", draw(18, 1024), draw(1024), draw(16, 64, 64), rounded=[0, 8])
+    x = draw(3, 1040)
+    codes, scales = kernels.transform(x, None, None, inner=0, bits=8)
+    np.testing.assert_array_equal(scales, np.abs(x.astype(np.float32)).max(axis=-1) / np.float32(127))
+    np.testing.assert_array_equal(codes, np.rint(x.astype(np.float32) / scales[:, None]))
 
 
 def test_a_row_with_nan_leaves_its_tile_alone() -> None:

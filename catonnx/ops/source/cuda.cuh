@@ -4,6 +4,7 @@
 // have no name in CUDA C++ are wrapped here, and nowhere else.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -34,11 +35,18 @@ __device__ __forceinline__ void multiply_tile(int (&d)[4], const uint32_t (&a)[4
 // column g; d is as above.
 template <class T>
 __device__ __forceinline__ void multiply_tile(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  static_assert(std::is_same_v<T, __half>);
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  if constexpr (std::is_same_v<T, __half>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    static_assert(std::is_same_v<T, __nv_bfloat16>);
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
 }
 
 // Begins to copy `bytes` (4, 8 or 16), of which the first `present` exist and the rest becomes zero.
@@ -92,8 +100,10 @@ __device__ __forceinline__ unsigned char* shared_memory() {
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ void narrow(float x, float& y) { y = x; }
 __device__ __forceinline__ void narrow(float x, __half& y) { y = __float2half_rn(x); }
+__device__ __forceinline__ void narrow(float x, __nv_bfloat16& y) { y = __float2bfloat16_rn(x); }
 
 // Eight numbers at a multiple of 16 bytes.
 __device__ __forceinline__ void load(const float* from, float (&x)[8]) {
@@ -102,14 +112,16 @@ __device__ __forceinline__ void load(const float* from, float (&x)[8]) {
   x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
 }
 
-__device__ __forceinline__ void load(const __half* from, float (&x)[8]) {
+template <class T>
+__device__ __forceinline__ void load(const T* from, float (&x)[8]) {
+  static_assert(sizeof(T) == 2);
   union {
     uint4 words;
-    __half halves[8];
+    T numbers[8];
   } value;
   value.words = *reinterpret_cast<const uint4*>(from);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) x[i] = __half2float(value.halves[i]);
+  for (int i = 0; i < 8; ++i) x[i] = widen(value.numbers[i]);
 }
 
 __device__ __forceinline__ void store(const float (&x)[8], float* to) {
@@ -117,13 +129,15 @@ __device__ __forceinline__ void store(const float (&x)[8], float* to) {
   reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
 }
 
-__device__ __forceinline__ void store(const float (&x)[8], __half* to) {
+template <class T>
+__device__ __forceinline__ void store(const float (&x)[8], T* to) {
+  static_assert(sizeof(T) == 2);
   union {
     uint4 words;
-    __half halves[8];
+    T numbers[8];
   } value;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) value.halves[i] = __float2half_rn(x[i]);
+  for (int i = 0; i < 8; ++i) narrow(x[i], value.numbers[i]);
   *reinterpret_cast<uint4*>(to) = value.words;
 }
 

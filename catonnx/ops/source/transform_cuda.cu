@@ -185,11 +185,15 @@ Problem copy_to_host(const void* device, int64_t bytes, void* host) {
 
 template int64_t transform_scratch(const CudaTransform<float>&, int64_t, bool);
 template int64_t transform_scratch(const CudaTransform<Half>&, int64_t, bool);
+template int64_t transform_scratch(const CudaTransform<Bfloat16>&, int64_t, bool);
 template Problem transform(const CudaTransform<float>&, const float*, int64_t, float*, float*, Stream);
 template Problem transform(const CudaTransform<Half>&, const Half*, int64_t, float*, Half*, Stream);
+template Problem transform(const CudaTransform<Bfloat16>&, const Bfloat16*, int64_t, float*, Bfloat16*, Stream);
 template Problem quantize(const float*, int64_t, int64_t, const Codes&, Stream);
 template Problem quantize(const Half*, int64_t, int64_t, const Codes&, Stream);
+template Problem quantize(const Bfloat16*, int64_t, int64_t, const Codes&, Stream);
 template Problem transform_quantize(const CudaTransform<float>&, const float*, int64_t, float*, const Codes&, Stream);
 template Problem transform_quantize(const CudaTransform<Half>&, const Half*, int64_t, float*, const Codes&, Stream);
+template Problem transform_quantize(const CudaTransform<Bfloat16>&, const Bfloat16*, int64_t, float*, const Codes&, Stream);
 
 }  // namespace catonnx

@@ -43,7 +43,7 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 using cudaStream_t = struct CUstream_st*;
-enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorLaunchFailure };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorLaunchFailure, cudaErrorStreamCaptureUnsupported };
 enum cudaMemcpyKind { cudaMemcpyDeviceToHost };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
@@ -76,6 +76,8 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulated {
 
+inline bool capturing = false;
+
 [[noreturn]] void fail(const char* what);  // ends the launch
 unsigned char* shared_memory();
 void block_barrier();
@@ -96,8 +98,9 @@ const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute which, int value);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int device);
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+// What allocates or waits is not here at all, but for this, which a stream that is being captured would not survive.
 inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-  return std::memcpy(to, from, bytes), cudaSuccess;
+  return emulated::capturing ? cudaErrorStreamCaptureUnsupported : (std::memcpy(to, from, bytes), cudaSuccess);
 }
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments... arguments) {

@@ -215,7 +215,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>
     wrong = "an invalid launch";
     return cudaErrorInvalidValue;
   }
-  if (std::getenv("CATONNX_STREAMED") != nullptr && config.stream == nullptr) {
+  if (config.stream == nullptr) {
     wrong = "a launch outside of the session's stream";
     return cudaErrorInvalidValue;
   }
@@ -288,3 +288,6 @@ extern "C" __attribute__((visibility("default"))) void catonnx_emulation(unsigne
   emulated::processors = processors;
   emulated::most_shared = static_cast<size_t>(shared) << 10;
 }
+
+// From now on streams are captured, or not.
+extern "C" __attribute__((visibility("default"))) void catonnx_capture(bool capturing) { emulated::capturing = capturing; }
