@@ -1,8 +1,8 @@
 """Sessions of a CUDA provider that is not really there, for test_cuda_placement.py; run as a process of its own.
 
-    python -m tests.ops.placing LIBRARY CPU_LIBRARY [MODEL]
+    python -m tests.ops.placing LIBRARY CPU_LIBRARY [MODEL ...]
 
-MODEL is a language model in form op: only where its nodes run is looked at.
+MODELs are language models: only where their nodes run is looked at.
 
 The last line of what it prints is JSON.
 """
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from ml_dtypes import bfloat16
 
 from catonnx.ops import register
 from catonnx.runtime.library import open_model
@@ -150,6 +151,21 @@ def around(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def in_bfloat16(op: str, random: np.random.Generator) -> onnx.ModelProto:
+    """Return a model of an operator in bfloat16, between casts: numpy can neither feed nor take it."""
+    model = model_of(op, inputs_of(op, np.dtype(bfloat16), random), ["x"])
+    (node,) = model.graph.node
+    if op != "QuantizedMatMul":
+        node.input[0] = "before"
+        model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        model.graph.node.insert(0, onnx.helper.make_node("Cast", ["x"], ["before"], to=onnx.TensorProto.BFLOAT16))
+    if not op.endswith("Quantize"):
+        node = model.graph.node[-1]
+        node.output[0] = "behind"
+        model.graph.node.append(onnx.helper.make_node("Cast", ["behind"], ["y"], to=onnx.TensorProto.FLOAT))
+    return model
+
+
 def with_warnings(path: Path) -> dict[str, Any]:
     """Open a model as users do, and say what was warned of and which nodes it runs."""
     with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryDirectory() as folder:
@@ -200,7 +216,7 @@ def captured(library: str, dtype: np.dtype[Any], random: np.random.Generator) ->
 
 
 def main() -> None:
-    library, cpu_library, *models = sys.argv[1:]
+    library, cpu_library, *languages = sys.argv[1:]
     os.environ["CATONNX_OPS"] = library
     random = np.random.default_rng(0)
     operators = [f"{form}Transform{end}" for form in ("Shared", "Block", "Kronecker") for end in ("", "Quantize")]
@@ -221,6 +237,10 @@ def main() -> None:
             models.append(model_of(op, inputs, ["x"]))
             feeds[f"x_{index}"] = inputs["x"]
         placed[name] = placement(merged(models), **feeds)
+    placed["bfloat16"] = placement(
+        merged([in_bfloat16(op, random) for op in operators]),
+        **{key: x if x.dtype == np.int8 else x.astype(np.float32) for key, x in feeds.items()},
+    )
 
     inputs = inputs_of("SharedTransform", np.dtype(np.float32), random)
     dense = inputs["matrix"].copy()
@@ -245,6 +265,7 @@ def main() -> None:
         os.environ["CATONNX_OPS"] = cpu_library
         without = with_warnings(path)
     registered = placement(around(node_model("SharedTransform", INPUTS)), x=INPUTS["x"])
+    os.environ["CATONNX_OPS"] = library
     said = {
         "version": ort.__version__,
         "providers": opened(
@@ -259,7 +280,7 @@ def main() -> None:
         "cpu_only": without,
         "registered": registered,
         "captured": {name: captured(library, np.dtype(dtype), random) for name, dtype in TYPES.items()},
-        "model": [whole_model(Path(model)) for model in models],
+        "models": [whole_model(Path(path)) for path in languages],
     }
     print(json.dumps(said))
 

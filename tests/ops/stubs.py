@@ -67,6 +67,7 @@ BODIES = {
     "cudaFree": "int F(void* p) { free(p); return 0; }",
     "cudaFreeAsync": "int F(void* p) { free(p); return 0; }",
     "cudaFreeHost": "int F(void* p) { free(p); return 0; }",
+    "cudaStreamEndCapture": "int F(void* s, void** p) { static char one; *p = &one; return 0; }",
     "cudaStreamIsCapturing": "int F(void* s, int* v) { *v = 0; return 0; }",
     "cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags": "int F(int* n) { *n = 1; return 0; }",
 }
@@ -78,7 +79,7 @@ _MAKES = "int F(void** p) { static char one[4096]; *p = one; return 0; }"
 BODIES |= dict.fromkeys(
     (
         *("cudaStreamCreate", "cudaStreamCreateWithFlags", "cudaEventCreate", "cudaEventCreateWithFlags"),
-        *("cublasCreate_v2", "cublasLtCreate", "cudaMemPoolCreate"),
+        *("cublasCreate_v2", "cublasLtCreate", "cudaMemPoolCreate", "cudaGraphInstantiate"),
     ),
     _MAKES,
 )
