@@ -91,21 +91,6 @@ bool all_in(State state, size_t first = 0, size_t count = fibers.size()) {
   return std::all_of(begin, begin + static_cast<std::ptrdiff_t>(count), [&](const Fiber& fiber) { return fiber.state == state; });
 }
 
-// Opens the barrier of the cluster, or of one of its blocks, which goes on alone: as far ahead of the others as it may.
-// Returns whether there is one that all have come to.
-bool open_barrier() {
-  const auto open = [](size_t first, size_t count) {
-    for (size_t i = first; i < first + count; ++i) fibers[i].state = State::ready;
-    return true;
-  };
-  if (all_in(State::at_cluster)) return open(0, fibers.size());
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    const size_t first = (order == 1 ? blocks.size() - 1 - i : i) * block_threads;
-    if (all_in(State::at_barrier, first, block_threads)) return open(first, block_threads);
-  }
-  return false;
-}
-
 // Numbers 0 to `count` as the order has it.
 std::vector<size_t> turns(size_t count, std::mt19937& random) {
   std::vector<size_t> numbers(count);
@@ -114,27 +99,43 @@ std::vector<size_t> turns(size_t count, std::mt19937& random) {
   return numbers;
 }
 
-// Each warp goes on alone until it waits for the others: as far ahead of them as it may.
+void open_barrier(size_t first, size_t count) {
+  for (size_t i = first; i < first + count; ++i) fibers[i].state = State::ready;
+}
+
+// Each warp of a block goes on alone until it waits for the others: as far ahead of them as it may.
+void run_warps(size_t first, std::mt19937& random) {
+  for (const size_t warp : turns(block_threads / LANES, random)) {
+    for (bool moved = true; moved && !failed;) {
+      moved = false;
+      for (const size_t lane : turns(LANES, random)) {
+        const size_t thread = first + warp * LANES + lane;
+        if (fibers[thread].state != State::ready || failed) continue;
+        resume(thread);
+        moved = true;
+      }
+    }
+  }
+}
+
+// And so does each block of a cluster.
 void run_cluster(std::mt19937& random) {
-  const size_t groups = warps.size();
   while (!failed && !all_in(State::done)) {
-    for (const size_t warp : turns(groups, random)) {
-      for (bool moved = true; moved && !failed;) {
-        moved = false;
-        for (const size_t lane : turns(LANES, random)) {
-          const size_t thread = warp * LANES + lane;
-          if (fibers[thread].state != State::ready || failed) continue;
-          resume(thread);
-          moved = true;
-        }
+    for (const size_t block : turns(blocks.size(), random)) {
+      const size_t first = block * block_threads;
+      run_warps(first, random);
+      while (!failed && all_in(State::at_barrier, first, block_threads)) {
+        open_barrier(first, block_threads);
+        run_warps(first, random);
       }
     }
     if (failed || all_in(State::done)) return;
-    if (!open_barrier()) {
+    if (!all_in(State::at_cluster)) {
       wrong = "threads wait for others that never come";
       failed = true;
       return;
     }
+    open_barrier(0, fibers.size());
   }
 }
 
