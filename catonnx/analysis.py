@@ -178,24 +178,21 @@ def check_types(opened: Opened) -> None:
     """Refuse a form that the provider meant for the result has no kernel for, in the type of a linear.
 
     Every form is sound ONNX in bfloat16. On CUDA, ONNX Runtime (1.31) multiplies it by MatMulNBits and MatMulInteger,
-    and has no DequantizeLinear of it; the CPU has nothing of it at all, so that such a result is for other runtimes.
+    our operators take it, and there is no DequantizeLinear of it; the CPU has nothing of it at all, so that such a
+    result is for other runtimes.
 
     Raises:
         UsageError: naming the linear.
     """
     recipe = opened.recipe
-    if recipe.form == "op":
-        why = "the operators of form op know no bfloat16"
-    elif recipe.provider == "cuda" and recipe.form == "qdq" and recipe.rounds:
-        why = "form qdq dequantizes weights to bfloat16, which ONNX Runtime cannot do on CUDA"
-    else:
+    if recipe.provider != "cuda" or recipe.form != "qdq" or not recipe.rounds:
         return
     for site in opened.sites:
         if site.dtype == ir.DataType.BFLOAT16:
             raise UsageError(
-                why,
+                "form qdq dequantizes weights to bfloat16, which ONNX Runtime cannot do on CUDA",
                 where=site.selected[0].name,
-                hint="choose form nbits, or form integer for rounded activations",
+                hint="choose form nbits, or form integer or op for rounded activations",
             )
 
 

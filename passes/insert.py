@@ -10,8 +10,8 @@
   rank unknown   rows are joined, [-1, d/m, m], [-1, d/k, k] or [-1, a, b], and a Shape node gives them back their axes
 
 With `operators`, a scale and what follows it become one node of `catonnx` (see `graph.operators`): SharedTransform for
-a Hadamard matrix of up to 64, KroneckerTransform for two matrices, BlockTransform for blocks. For bfloat16 there are
-none of them.
+a Hadamard matrix of up to 64, KroneckerTransform for two matrices, BlockTransform for blocks. For bfloat16 they
+have kernels on CUDA alone, as all else has.
 
 The inverse goes into the weights behind, so the function of the model does not change. Neighbouring factors that fit
 one matrix per block are multiplied out first. A second run on a site is refused.
@@ -40,7 +40,7 @@ from catonnx.passes.absorb import undo_in_readers
 _WIDEST_SHARED = 64
 """Wider Hadamard matrices are run as two small ones: fewer multiply-adds, one more node."""
 
-_OPERATOR_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_OPERATOR_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 _BY_MATRICES = {1: "SharedTransform", 2: "KroneckerTransform"}
 

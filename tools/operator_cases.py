@@ -37,6 +37,7 @@ class Case:
 def draw_cases(library: Path, *, few: bool = False) -> Iterator[Case]:
     """Draw cases of the operators that a library has: small, odd and wide ones."""
     random = np.random.default_rng(0)
+    dense = [(3, 12, 4), (65, 64, 2), (20, 64, 16)] if few else [(3, 12, 4), (130, 128, 32), (1, 128, 32)]
     hadamard = [(3, 64, 1), (1, 4096, 1), (5, 96, 3), (2, 14336, 28), (7, 20, 5), (1, 32768, 2)]
     for dtype in (np.float32, np.float16):
         for count, channels, outer in hadamard[:3] if few else hadamard:
@@ -48,7 +49,7 @@ def draw_cases(library: Path, *, few: bool = False) -> Iterator[Case]:
             for end in ("", "Quantize"):
                 if knows(library, f"KroneckerTransform{end}"):
                     yield transform(f"KroneckerTransform{end}", x, first, second)
-        for count, size, blocks in ((3, 12, 4), (65, 64, 2)) if few else ((3, 12, 4), (130, 128, 32), (1, 128, 32)):
+        for count, size, blocks in dense:
             x = random.standard_normal((count, size * blocks)).astype(dtype)
             for end in ("", "Quantize"):
                 if knows(library, f"BlockTransform{end}"):

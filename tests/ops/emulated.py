@@ -25,6 +25,12 @@ FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wno-unknown-pragmas", "-ffp-contract=of
 ORDERS = ((0, False, 1), (1, True, 40), (7, False, 6))
 """In what order threads take turns, whether copies into shared memory happen at once, how many processors there are."""
 
+SHARED = 99
+"""KiB that a block may have on compute capability 8.6 and 8.9; 163 on 8.0, 227 on 9.0."""
+
+KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
+"""What emulation/kernels.cpp calls the types."""
+
 
 class Rows(ctypes.Structure):
     """What emulation/kernels.cpp calls Given."""
@@ -42,20 +48,22 @@ class Emulated:
 
     def __init__(self, library: Path) -> None:
         self.seed = 0
+        self.scratch = 0
+        """How many floats of scratch the last transform wanted: none if it was one kernel."""
         self._library = ctypes.CDLL(str(library))
         self._library.rows.restype = ctypes.c_char_p
         self._library.product.restype = ctypes.c_char_p
         self._library.scratch.restype = ctypes.c_int64
 
     @contextmanager
-    def under(self, order: int, eager: bool, processors: int) -> Iterator[None]:
-        """Let threads take turns in one order."""
-        self._library.catonnx_emulation(order, eager, processors)
+    def under(self, order: int, eager: bool, processors: int, shared: int = SHARED) -> Iterator[None]:
+        """Let threads take turns in one order, on so many processors with so many KiB of shared memory each."""
+        self._library.catonnx_emulation(order, eager, processors, shared)
         self.seed = order
         try:
             yield
         finally:
-            self._library.catonnx_emulation(0, False, 1)
+            self._library.catonnx_emulation(0, False, 1, SHARED)
 
     def transform(
         self,
@@ -81,11 +89,12 @@ class Emulated:
         given.factor, given.clip = factor, clip
         given.scale, given.matrix, given.first = _at(scale), _at(matrix), _at(first)
         given.x, given.y, given.scales = _at(x), _at(y), _at(scales)
-        half = x.dtype == np.float16
-        scratch = _aligned(int(self._library.scratch(ctypes.byref(given), half)), np.float32)
+        kind = KINDS[x.dtype.name]
+        self.scratch = int(self._library.scratch(ctypes.byref(given), kind))
+        scratch = _aligned(self.scratch, np.float32)
         scratch[:] = np.nan
         given.scratch = _at(scratch)
-        _check(self._library.rows(ctypes.byref(given), half))
+        _check(self._library.rows(ctypes.byref(given), kind))
         return y, scales
 
     def multiply(self, product: Product, a: np.ndarray, a_scale: np.ndarray, *, channels: bool = False) -> np.ndarray:
@@ -93,8 +102,8 @@ class Emulated:
         y = np.full((len(a), product.N), np.nan, product.scales.dtype)
         numbers = [ctypes.c_int64(n) for n in (product.K, product.N, product.group)]
         tensors = [ctypes.c_void_p(_at(array)) for array in (product.codes, product.scales, a, a_scale)]
-        half, rows = y.dtype == np.float16, ctypes.c_int64(len(a))
-        _check(self._library.product(*numbers, channels, half, *tensors, rows, ctypes.c_void_p(_at(y))))
+        kind, rows = KINDS[y.dtype.name], ctypes.c_int64(len(a))
+        _check(self._library.product(*numbers, channels, kind, *tensors, rows, ctypes.c_void_p(_at(y))))
         return y
 
 

@@ -48,6 +48,16 @@ def check_rows(kernels: Emulated, rng: np.random.Generator) -> None:
     assert (np.abs(codes * scales[:, None] - y) <= 0.5 * scales[:, None] + 2e-3 * most).all(), (outer, inner, runs)
 
 
+def check_cluster(kernels: Emulated, rng: np.random.Generator) -> None:
+    """Rows by dense blocks, three of them in one thread block and two in the other."""
+    x = rng.standard_normal((17, 320)).astype(np.float16)
+    scale, matrices = np.ones(320, np.float16), rng.standard_normal((5, 64, 64)).astype(np.float16)
+    with kernels.under(0, False, 2):
+        codes, scales = kernels.transform(x, scale, matrices, inner=64, bits=8)
+    y = np.einsum("rbi,bij->rbj", x.reshape(17, 5, 64).astype(np.float64), matrices).reshape(17, 320)
+    assert (np.abs(codes * scales[:, None] - y) <= 0.501 * scales[:, None]).all()
+
+
 def main() -> None:
     kernels, rng = Emulated(Path(sys.argv[1])), np.random.default_rng(3)
     for order in ORDERS:
@@ -56,6 +66,7 @@ def main() -> None:
             for _ in range(15):
                 check_product(kernels, rng)
                 check_rows(kernels, rng)
+    check_cluster(kernels, rng)
     print("all right")
 
 

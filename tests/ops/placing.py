@@ -1,12 +1,15 @@
 """Sessions of a CUDA provider that is not really there, for test_cuda_placement.py; run as a process of its own.
 
-    python -m tests.ops.placing LIBRARY CPU_LIBRARY
+    python -m tests.ops.placing LIBRARY CPU_LIBRARY [MODEL ...]
+
+MODELs are language models: only where their nodes run is looked at.
 
 The last line of what it prints is JSON.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -19,25 +22,29 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from ml_dtypes import bfloat16
 
 from catonnx.ops import register
 from catonnx.runtime.library import open_model
 from tests.ops.running import Arrays, node_model, run, sylvester, tolerance, transformed
 from tests.ops.test_library import INPUTS, write
+from tests.small_models import language_feeds
+from tools.placement import summed_up
 
 PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 TYPES = {"float32": np.float32, "float16": np.float16}
 QUANTIZED = ("codes", "scales")
 
 
-def opened(model: onnx.ModelProto, **settings: Any) -> ort.InferenceSession:
+def opened(model: onnx.ModelProto | Path, **settings: Any) -> ort.InferenceSession:
     """Open a model on CUDA with the library that CATONNX_OPS names."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     for name, value in settings.items():
         setattr(options, name, value)
     register(options)
-    return ort.InferenceSession(model.SerializeToString(), options, providers=PROVIDERS)
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    return ort.InferenceSession(source, options, providers=PROVIDERS)
 
 
 def inputs_of(op: str, dtype: np.dtype[Any], random: np.random.Generator) -> dict[str, np.ndarray]:
@@ -95,12 +102,22 @@ def error(op: str, inputs: Arrays, results: Sequence[np.ndarray]) -> float:
     return float(max(wrong))
 
 
-def placement(model: onnx.ModelProto, **feeds: np.ndarray) -> dict[str, list[str]]:
-    """Run a model and return on which providers the nodes of each operator ran."""
+def profile(model: onnx.ModelProto | Path, feeds: Arrays) -> list[dict[str, Any]]:
+    """Run a model and return ONNX Runtime's events."""
     with tempfile.TemporaryDirectory() as folder:
         session = opened(model, enable_profiling=True, profile_file_prefix=str(Path(folder) / "profile"))
         run(session, **feeds)
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+    return events
+
+
+def placement(model: onnx.ModelProto, **feeds: np.ndarray) -> dict[str, list[str]]:
+    """Run a model and return on which providers the nodes of each operator ran."""
+    return by_operator(profile(model, feeds))
+
+
+def by_operator(events: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the providers of the nodes of each operator."""
     where: dict[str, set[str]] = {}
     for event in events:
         arguments = event.get("args", {})
@@ -134,6 +151,21 @@ def around(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def in_bfloat16(op: str, random: np.random.Generator) -> onnx.ModelProto:
+    """Return a model of an operator in bfloat16, between casts: numpy can neither feed nor take it."""
+    model = model_of(op, inputs_of(op, np.dtype(bfloat16), random), ["x"])
+    (node,) = model.graph.node
+    if op != "QuantizedMatMul":
+        node.input[0] = "before"
+        model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        model.graph.node.insert(0, onnx.helper.make_node("Cast", ["x"], ["before"], to=onnx.TensorProto.BFLOAT16))
+    if not op.endswith("Quantize"):
+        node = model.graph.node[-1]
+        node.output[0] = "behind"
+        model.graph.node.append(onnx.helper.make_node("Cast", ["behind"], ["y"], to=onnx.TensorProto.FLOAT))
+    return model
+
+
 def with_warnings(path: Path) -> dict[str, Any]:
     """Open a model as users do, and say what was warned of and which nodes it runs."""
     with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryDirectory() as folder:
@@ -144,8 +176,47 @@ def with_warnings(path: Path) -> dict[str, Any]:
     return {"warning": " ".join(str(warning.message) for warning in caught), "nodes": nodes}
 
 
+def whole_model(path: Path) -> dict[str, Any]:
+    """Run a language model once, and say where its nodes ran."""
+    events = profile(path, language_feeds(path.parent, batch=1, length=6))
+    found = summed_up(events, PROVIDERS[0])
+    return {"operators": by_operator(events), "strangers": found.strangers, "copies": found.copies}
+
+
+def captured(library: str, dtype: np.dtype[Any], random: np.random.Generator) -> dict[str, float]:
+    """Run rows by dense blocks as for a CUDA graph, and again without one.
+
+    Returns how far results are from what they should be, and how much memory CUDA was asked for by the second run.
+    """
+    op, inputs = "BlockTransformQuantize", inputs_of("BlockTransformQuantize", dtype, random)
+    model = model_of(op, inputs, ["x"])
+    capture = ctypes.CDLL(library).catonnx_capture
+    allocations = ctypes.CDLL(str(next(Path(os.environ["LD_LIBRARY_PATH"]).glob("libcudart.so.*[0-9]")))).allocations
+    found = {}
+    for graph in ("1", "0"):
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        register(options)
+        provider = (PROVIDERS[0], {"enable_cuda_graph": graph})
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
+        binding, x = session.io_binding(), inputs["x"]
+        held = [ort.OrtValue.ortvalue_from_numpy(x, "cuda", 0)]
+        binding.bind_ortvalue_input("x", held[0])
+        for name, last, kind in zip(QUANTIZED, (x.shape[-1], 1), (np.int8, np.float32), strict=True):
+            held.append(ort.OrtValue.ortvalue_from_shape_and_type([*x.shape[:-1], last], kind, "cuda", 0))
+            binding.bind_ortvalue_output(name, held[-1])
+        capture(True)  # ONNX Runtime captures within the first run
+        for _ in range(2):
+            before = allocations()
+            session.run_with_iobinding(binding)
+        capture(False)
+        found[f"error, graph {graph}"] = error(op, inputs, [value.numpy() for value in held[1:]])
+        found[f"allocations, graph {graph}"] = allocations() - before
+    return found
+
+
 def main() -> None:
-    library, cpu_library = sys.argv[1:]
+    library, cpu_library, *languages = sys.argv[1:]
     os.environ["CATONNX_OPS"] = library
     random = np.random.default_rng(0)
     operators = [f"{form}Transform{end}" for form in ("Shared", "Block", "Kronecker") for end in ("", "Quantize")]
@@ -166,6 +237,10 @@ def main() -> None:
             models.append(model_of(op, inputs, ["x"]))
             feeds[f"x_{index}"] = inputs["x"]
         placed[name] = placement(merged(models), **feeds)
+    placed["bfloat16"] = placement(
+        merged([in_bfloat16(op, random) for op in operators]),
+        **{key: x if x.dtype == np.int8 else x.astype(np.float32) for key, x in feeds.items()},
+    )
 
     inputs = inputs_of("SharedTransform", np.dtype(np.float32), random)
     dense = inputs["matrix"].copy()
@@ -190,6 +265,7 @@ def main() -> None:
         os.environ["CATONNX_OPS"] = cpu_library
         without = with_warnings(path)
     registered = placement(around(node_model("SharedTransform", INPUTS)), x=INPUTS["x"])
+    os.environ["CATONNX_OPS"] = library
     said = {
         "version": ort.__version__,
         "providers": opened(
@@ -203,6 +279,8 @@ def main() -> None:
         "with_cuda": using,
         "cpu_only": without,
         "registered": registered,
+        "captured": {name: captured(library, np.dtype(dtype), random) for name, dtype in TYPES.items()},
+        "models": [whole_model(Path(path)) for path in languages],
     }
     print(json.dumps(said))
 

@@ -92,9 +92,14 @@ def tolerance(op: str, x: np.ndarray, scale: np.ndarray, *matrices: np.ndarray) 
     Measured over the cases of the tests: 0.3 of it in float32.
     """
     terms = transformed(op, np.abs(x), np.abs(scale), *map(np.abs, matrices))
-    bound: np.ndarray = 1e-6 * terms
-    if x.dtype == np.float16:
-        bound += 2.0**-11 * np.abs(transformed(op, x, scale, *matrices)) + 2.0**-25
+    bound: np.ndarray = 1e-6 * terms + rounding(transformed(op, x, scale, *matrices), x.dtype)
+    return bound
+
+
+def rounding(wanted: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return how far numbers of a type may be from those wanted, which are float64; nothing for float32."""
+    relative, absolute = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 0.0)}.get(dtype.name, (0.0, 0.0))
+    bound: np.ndarray = relative * np.abs(wanted) + absolute
     return bound
 
 

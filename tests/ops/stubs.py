@@ -18,6 +18,8 @@ HEAD = """
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+static int allocated;
+int allocations(void) { return allocated; }
 """
 
 PROPERTIES = """
@@ -65,16 +67,19 @@ BODIES = {
     "cudaFree": "int F(void* p) { free(p); return 0; }",
     "cudaFreeAsync": "int F(void* p) { free(p); return 0; }",
     "cudaFreeHost": "int F(void* p) { free(p); return 0; }",
+    "cudaStreamEndCapture": "int F(void* s, void** p) { static char one; *p = &one; return 0; }",
     "cudaStreamIsCapturing": "int F(void* s, int* v) { *v = 0; return 0; }",
     "cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags": "int F(int* n) { *n = 1; return 0; }",
 }
-_ALLOCATES = "int F(void** p, size_t n) { *p = aligned_alloc(256, (n + 255) / 256 * 256 + 256); return 0; }"
+_ALLOCATES = (
+    "int F(void** p, size_t n) { ++allocated; *p = aligned_alloc(256, (n + 255) / 256 * 256 + 256); return 0; }"
+)
 BODIES |= dict.fromkeys(("cudaMalloc", "cudaMallocHost", "cudaHostAlloc", "cudaMallocFromPoolAsync"), _ALLOCATES)
 _MAKES = "int F(void** p) { static char one[4096]; *p = one; return 0; }"
 BODIES |= dict.fromkeys(
     (
         *("cudaStreamCreate", "cudaStreamCreateWithFlags", "cudaEventCreate", "cudaEventCreateWithFlags"),
-        *("cublasCreate_v2", "cublasLtCreate", "cudaMemPoolCreate"),
+        *("cublasCreate_v2", "cublasLtCreate", "cudaMemPoolCreate", "cudaGraphInstantiate"),
     ),
     _MAKES,
 )

@@ -33,7 +33,7 @@ OPERATORS = {
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, ops_library: Path) -> dict[str, Any]:
+def found(tmp_path_factory: pytest.TempPathFactory, ops_library: Path, half_llama: Path) -> dict[str, Any]:
     """What tests/ops/placing.py says of every model."""
     find_compiler()
     folder = tmp_path_factory.mktemp("stubs")
@@ -41,10 +41,10 @@ def found(tmp_path_factory: pytest.TempPathFactory, ops_library: Path) -> dict[s
     library = build(
         folder / "library.so", source=emulated_source(folder / "source"), cuda=False, flags=emulated_flags()
     )
+    source = half_llama.parent.parent / "source" / "model.onnx"
     printed = run(
-        [sys.executable, "-m", "tests.ops.placing", str(library), str(ops_library)],
+        [sys.executable, "-m", "tests.ops.placing", str(library), str(ops_library), str(source), str(half_llama)],
         LD_LIBRARY_PATH=str(folder),
-        CATONNX_STREAMED="1",
         PYTHONPATH=os.pathsep.join([str(FOLDER), str(ROOT)]),
     )
     said: dict[str, Any] = json.loads(printed.splitlines()[-1])
@@ -69,12 +69,34 @@ def test_the_session_is_one_of_cuda(found: dict[str, Any]) -> None:
     assert "CUDAExecutionProvider" in found["providers"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_all_nodes_run_on_cuda(found: dict[str, Any], dtype: str) -> None:
     placed = found["placement"][dtype]
     ours = {name: where for name, where in placed.items() if name in OPERATORS}
     assert ours == {key: ["CUDAExecutionProvider"] for key in OPERATORS}
     assert not [name for name in placed if name.startswith("Memcpy")]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_cuda_graph_can_capture_our_operators(found: dict[str, Any], dtype: str) -> None:
+    """While one runs nothing is copied to the host, and CUDA is asked for no memory; results are right."""
+    said = found["captured"][dtype]
+    assert {key: value for key, value in said.items() if key.startswith("alloc")} == {
+        "allocations, graph 1": 0,
+        "allocations, graph 0": 0,
+    }
+    assert max(said["error, graph 1"], said["error, graph 0"]) <= 1
+
+
+def test_a_float16_language_model_runs_on_cuda(found: dict[str, Any]) -> None:
+    """All of it, but for arithmetic on shapes; and our operators themselves, not their functions."""
+    source, model = found["models"]
+    assert model["strangers"] == []
+    assert model["copies"] == source["copies"]
+    ours = {name: where for name, where in model["operators"].items() if name in OPERATORS}
+    assert {"BlockTransform", "SharedTransformQuantize", "QuantizedMatMul"} <= ours.keys()
+    assert set(map(tuple, ours.values())) == {("CUDAExecutionProvider",)}
+    assert "MatMulNBits" not in model["operators"]
 
 
 def test_every_operator_computes_what_it_should(found: dict[str, Any]) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16
 
 from catonnx.ops.build import find_compiler
 from tests.ops.emulated import ORDERS, Emulated, aligned, compiled, emulated
 from tests.ops.native import Product, exact, random_product, random_rows, run
+from tests.ops.running import rounding
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -46,8 +48,7 @@ def check(
     kernels: Emulated, product: Product, a: np.ndarray, a_scale: np.ndarray, channels: bool = False
 ) -> np.ndarray:
     wanted, bound = exact(product, a, a_scale)
-    if product.scales.dtype == np.float16:
-        bound = bound + 2.0**-11 * np.abs(wanted) + 2.0**-25
+    bound = bound + rounding(wanted, product.scales.dtype)
     y = kernels.multiply(product, aligned(a), aligned(a_scale), channels=channels)
     wrong = ~(np.abs(y - wanted) <= bound)
     assert not wrong.any(), (product.K, product.N, product.group, len(a), np.argwhere(wrong)[:5])
@@ -62,6 +63,15 @@ def test_products_are_right(kernels: Emulated, group: int, rows: int) -> None:
         K, N, half = int(rng.choice(CHANNELS)), int(rng.choice(COLUMNS)), bool(rng.integers(2))
         product = drawn(rng, K, N, group, half=half, alike=alike)
         check(kernels, product, *random_rows(rng, rows, K), channels=alike)
+
+
+def test_bfloat16() -> None:
+    kernels, rng = emulated(), np.random.default_rng(11)
+    for rows in (1, 5, 20):
+        for group in (16, 64, 0):
+            product = drawn(rng, 100, 33, group)
+            narrow = Product(100, 33, product.group, product.codes, aligned(product.scales.astype(bfloat16)))
+            check(kernels, narrow, *random_rows(rng, rows, 100))
 
 
 @pytest.mark.parametrize("rows", [1, 4, 20])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16
 from numpy.typing import DTypeLike
 
 from tests.ops.emulated import ORDERS, Emulated, aligned, emulated
@@ -34,8 +35,9 @@ def compare(
     *matrices: np.ndarray,
     hadamard: int = 0,
     step: int = 1,
+    rounded: Sequence[int] = (0, 8, 4),
 ) -> None:
-    """Run a transform as it is and quantized to 8 and 4 bits; `hadamard` is the width that runs as Walsh-Hadamard.
+    """Run a transform as it is (0 bits) and quantized; `hadamard` is the width that runs as Walsh-Hadamard.
 
     With a `step` the first matrix of a Kronecker product holds a Hadamard matrix of that size, which joins the second.
     """
@@ -46,7 +48,7 @@ def compare(
     outer = len(first) // step if first is not None else 1
     if outer == 1:
         first = None
-    for bits in (0, 8, 4):
+    for bits in rounded:
         y, scales = kernels.transform(x, scale, matrix, inner=inner, outer=outer, first=first, bits=bits)
         if not bits:
             wrong = ~(np.abs(y - wanted) <= allowed)
@@ -140,6 +142,75 @@ def test_dense_matrices(
     x = typed(random.standard_normal((rows, channels)), dtype)
     scale = typed(random.uniform(-2, 2, channels), dtype)
     compare(kernels, op, x, scale, *(typed(random.standard_normal(shape), dtype) for shape in shapes))
+
+
+@pytest.mark.parametrize(
+    ("processors", "shared", "runs", "size", "rows", "dtype"),
+    [
+        (40, 99, 8, 128, 33, np.float16),  # eight blocks to a row, each with one run; two tiles, the second of one row
+        (40, 99, 17, 64, 18, np.float16),  # three runs to a block: the last two blocks have none
+        (40, 99, 40, 32, 5, np.float32),  # of floats, five runs to a block
+        (4, 99, 6, 100, 17, np.float16),  # four blocks, of which one has none; the last segment of a run is a short one
+        (1, 99, 40, 32, 36, np.float16),  # one block for all rows, without room for all matrices: rounds, and tiles
+        (1, 163, 10, 80, 20, np.float16),  # three segments to a run: a round ends within one
+        (1, 99, 20, 33, 36, np.float32),  # rows that are not aligned, nor a whole number of vectors
+        (1, 99, 20, 33, 20, np.float16),
+        (1, 99, 2, 9, 100, np.float16),
+    ],
+)
+def test_dense_rows_are_rounded_in_one_pass(
+    processors: int, shared: int, runs: int, size: int, rows: int, dtype: DTypeLike
+) -> None:
+    kernels, random = emulated(), np.random.default_rng(size)
+    x = typed(random.standard_normal((rows, runs * size)), dtype)
+    x[rows // 2] = 0
+    matrices = typed(random.standard_normal((runs, size, size)), dtype)
+    for scales in (1, runs * size):
+        scale = typed(random.uniform(-2, 2, scales), dtype)
+        with kernels.under(scales % 7, scales == 1, processors, shared):
+            compare(kernels, "BlockTransform", x, scale, matrices, rounded=[8 if scales == 1 else 4])
+            assert kernels.scratch == 0
+    with kernels.under(1, False, processors, shared):
+        compare(kernels, "SharedTransform", x, scale, matrices[0], rounded=[8])
+        assert kernels.scratch == 0
+
+
+def test_bfloat16() -> None:
+    """Each kernel of the transforms once: Hadamard matrices, wide ones and mixed ones; dense ones; rounding."""
+    kernels, random = emulated(), np.random.default_rng(6)
+
+    def draw(*shape: int) -> np.ndarray:
+        return typed(random.standard_normal(shape), bfloat16)
+
+    for rows, size in ((5, 64), (2, 512)):
+        matrix = sylvester(size).astype(np.int8)
+        compare(kernels, "SharedTransform", draw(rows, 3 * size), draw(3 * size), matrix, hadamard=size)
+    compare(kernels, "KroneckerTransform", draw(3, 56), draw(1), draw(7, 7), sylvester(8).astype(np.int8), hadamard=8)
+    for rows in (2, 20):
+        compare(kernels, "KroneckerTransform", draw(rows, 120), draw(120), draw(3, 3), draw(20, 20))
+        compare(kernels, "BlockTransform", draw(rows, 165), draw(165), draw(5, 33, 33))
+    with kernels.under(0, False, 40):
+        compare(kernels, "BlockTransform", draw(18, 1024), draw(1024), draw(16, 64, 64), rounded=[0, 8])
+    x = draw(3, 1040)
+    codes, scales = kernels.transform(x, None, None, inner=0, bits=8)
+    np.testing.assert_array_equal(scales, np.abs(x.astype(np.float32)).max(axis=-1) / np.float32(127))
+    np.testing.assert_array_equal(codes, np.rint(x.astype(np.float32) / scales[:, None]))
+
+
+def test_a_row_with_nan_leaves_its_tile_alone() -> None:
+    kernels, random = emulated(), np.random.default_rng(4)
+    x, matrices = (typed(random.standard_normal(shape), np.float16) for shape in ((20, 1024), (16, 64, 64)))
+    scale = typed(np.ones(1), np.float16)
+    x[3, 700], x[18, 0] = np.nan, np.inf
+    others = ~np.isin(np.arange(20), (3, 18))
+    with kernels.under(0, False, 40):
+        codes, scales = kernels.transform(x, scale, matrices, inner=64, bits=8)
+        clean = np.where(others[:, None], x, 0)
+        wanted, exact = kernels.transform(aligned(clean), scale, matrices, inner=64, bits=8)
+    assert np.isnan(scales).tolist() == (~others).tolist()
+    assert not codes[~others].any()
+    np.testing.assert_array_equal(codes[others], wanted[others])
+    np.testing.assert_array_equal(scales[others], exact[others])
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -4,10 +4,12 @@
 // have no name in CUDA C++ are wrapped here, and nowhere else.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace catonnx {
 namespace {
@@ -26,6 +28,25 @@ __device__ __forceinline__ void multiply_tile(int (&d)[4], const uint32_t (&a)[4
       "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// d += a b in float32, for a of T [16, 16] and b of T [16, 8], two numbers to a word. Of the lane above, a[0] and a[2] are
+// channels 2 t and 8 + 2 t (and the next one) of row g, a[1] and a[3] of row g + 8; b[0] and b[1] are the same channels of
+// column g; d is as above.
+template <class T>
+__device__ __forceinline__ void multiply_tile(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (std::is_same_v<T, __half>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    static_assert(std::is_same_v<T, __nv_bfloat16>);
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
 }
 
 // Begins to copy `bytes` (4, 8 or 16), of which the first `present` exist and the rest becomes zero.
@@ -48,6 +69,26 @@ __device__ __forceinline__ void await_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
+// Waits for all threads of the cluster; what they wrote to shared memory is there for all of them.
+__device__ __forceinline__ void cluster_barrier() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900  // before, there are no clusters
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// What lies at the same place of another block's shared memory; `rank` is its number in the cluster.
+__device__ __forceinline__ uint32_t read_of_rank(const uint32_t* shared, int rank) {
+  uint32_t value = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  const uint32_t own = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("{\n\t.reg .u32 place;\n\tmapa.shared::cluster.u32 place, %1, %2;\n\tld.shared::cluster.u32 %0, [place];\n\t}"
+               : "=r"(value)
+               : "r"(own), "r"(rank)
+               : "memory");
+#endif
+  return value;
+}
+
 // This block's shared memory, as many bytes as the launch asked for.
 __device__ __forceinline__ unsigned char* shared_memory() {
   extern __shared__ uint4 memory[];
@@ -59,8 +100,10 @@ __device__ __forceinline__ unsigned char* shared_memory() {
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ void narrow(float x, float& y) { y = x; }
 __device__ __forceinline__ void narrow(float x, __half& y) { y = __float2half_rn(x); }
+__device__ __forceinline__ void narrow(float x, __nv_bfloat16& y) { y = __float2bfloat16_rn(x); }
 
 // Eight numbers at a multiple of 16 bytes.
 __device__ __forceinline__ void load(const float* from, float (&x)[8]) {
@@ -69,14 +112,16 @@ __device__ __forceinline__ void load(const float* from, float (&x)[8]) {
   x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
 }
 
-__device__ __forceinline__ void load(const __half* from, float (&x)[8]) {
+template <class T>
+__device__ __forceinline__ void load(const T* from, float (&x)[8]) {
+  static_assert(sizeof(T) == 2);
   union {
     uint4 words;
-    __half halves[8];
+    T numbers[8];
   } value;
   value.words = *reinterpret_cast<const uint4*>(from);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) x[i] = __half2float(value.halves[i]);
+  for (int i = 0; i < 8; ++i) x[i] = widen(value.numbers[i]);
 }
 
 __device__ __forceinline__ void store(const float (&x)[8], float* to) {
@@ -84,14 +129,32 @@ __device__ __forceinline__ void store(const float (&x)[8], float* to) {
   reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
 }
 
-__device__ __forceinline__ void store(const float (&x)[8], __half* to) {
+template <class T>
+__device__ __forceinline__ void store(const float (&x)[8], T* to) {
+  static_assert(sizeof(T) == 2);
   union {
     uint4 words;
-    __half halves[8];
+    T numbers[8];
   } value;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) value.halves[i] = __float2half_rn(x[i]);
+  for (int i = 0; i < 8; ++i) narrow(x[i], value.numbers[i]);
   *reinterpret_cast<uint4*>(to) = value.words;
+}
+
+// Two numbers at a multiple of their size.
+__device__ __forceinline__ void store_pair(float one, float other, float* to) {
+  *reinterpret_cast<float2*>(to) = make_float2(one, other);
+}
+
+template <class T>
+__device__ __forceinline__ void store_pair(float one, float other, T* to) {
+  union {
+    uint32_t word;
+    T numbers[2];
+  } value;
+  narrow(one, value.numbers[0]);
+  narrow(other, value.numbers[1]);
+  *reinterpret_cast<uint32_t*>(to) = value.word;
 }
 
 // --- launches -------------------------------------------------------------------------------------------------------
@@ -109,10 +172,11 @@ inline int attribute(cudaDeviceAttr which) {
 
 constexpr int SHARED_BYTES = 48 << 10;  // that every kernel may have unasked
 
-// Runs kernel(arguments...) in the stream. Returns what went wrong; null if nothing.
+// Runs kernel(arguments...) in the stream, blocks in clusters of `cluster` along the first axis. Returns what went wrong; null
+// if nothing.
 template <class... Arguments>
-const char* launch(void (*kernel)(Arguments...), dim3 blocks, int threads, size_t shared, cudaStream_t stream,
-                   Arguments... arguments) {
+const char* launch_clusters(int cluster, void (*kernel)(Arguments...), dim3 blocks, int threads, size_t shared,
+                            cudaStream_t stream, Arguments... arguments) {
   if (shared > SHARED_BYTES) {
     const cudaError_t refused = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                      cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
@@ -123,7 +187,19 @@ const char* launch(void (*kernel)(Arguments...), dim3 blocks, int threads, size_
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared;
   config.stream = stream;
+  cudaLaunchAttribute clusters = {};
+  clusters.id = cudaLaunchAttributeClusterDimension;
+  clusters.val.clusterDim.x = static_cast<unsigned>(cluster);
+  clusters.val.clusterDim.y = clusters.val.clusterDim.z = 1;
+  config.attrs = &clusters;
+  config.numAttrs = cluster > 1 ? 1 : 0;
   return error_of(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+template <class... Arguments>
+const char* launch(void (*kernel)(Arguments...), dim3 blocks, int threads, size_t shared, cudaStream_t stream,
+                   Arguments... arguments) {
+  return launch_clusters(1, kernel, blocks, threads, shared, stream, arguments...);
 }
 
 }  // namespace

@@ -236,6 +236,7 @@ std::vector<const OrtCustomOp*> cuda_ops() {
   std::vector<const OrtCustomOp*> ops;
   add_ops<float>(ops);
   add_ops<Half>(ops);
+  add_ops<Bfloat16>(ops);
   return ops;
 }
 

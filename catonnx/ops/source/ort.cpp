@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <new>
 #include <thread>
 
@@ -223,6 +224,13 @@ Floats::Floats(const float* data, int64_t) : data_(data) {}
 
 Floats::Floats(const Half* data, int64_t count) : own_(new float[count]), data_(own_.get()) {
   transform_kernels(isa()).widen(data, count, own_.get());
+}
+
+Floats::Floats(const Bfloat16* data, int64_t count) : own_(new float[count]), data_(own_.get()) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = static_cast<uint32_t>(data[i].bits) << 16;
+    std::memcpy(own_.get() + i, &bits, sizeof bits);
+  }
 }
 
 }  // namespace catonnx

@@ -122,11 +122,12 @@ class Scratch {
   void* data_ = nullptr;
 };
 
-// The numbers of a tensor of floats or float16s, as floats: in place if they are.
+// The numbers of a tensor, as floats: in place if they are.
 class Floats {
  public:
   Floats(const float* data, int64_t count);
   Floats(const Half* data, int64_t count);
+  Floats(const Bfloat16* data, int64_t count);
   Floats(Floats&&) = default;
 
   const float* data() const { return data_; }
@@ -138,6 +139,7 @@ class Floats {
 
 inline constexpr ONNXTensorElementDataType type_of(const float*) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; }
 inline constexpr ONNXTensorElementDataType type_of(const Half*) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16; }
+inline constexpr ONNXTensorElementDataType type_of(const Bfloat16*) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16; }
 template <class T>
 constexpr ONNXTensorElementDataType type = type_of(static_cast<const T*>(nullptr));
 

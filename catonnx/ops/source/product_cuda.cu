@@ -12,6 +12,10 @@ constexpr int64_t MOST_STREAMED = 16;        // rows; more go to the tensor core
 constexpr int64_t MOST_SUMMED = 131071;      // channels whose products, 16 times too large, add up in an int32
 constexpr int LARGEST_GROUP = 256;           // of which sums fit into the mantissa of a float, see product_tile_cuda.cuh
 
+Kind kind_of(const float*) { return Kind::float32; }
+Kind kind_of(const Half*) { return Kind::float16; }
+Kind kind_of(const Bfloat16*) { return Kind::bfloat16; }
+
 template <class T>
 ProductTask task_of(const CudaProduct<T>& p, const int8_t* a, const float* a_scale, int64_t rows, T* y) {
   const int64_t groups = ceil_div(p.K, p.group);
@@ -28,7 +32,7 @@ ProductTask task_of(const CudaProduct<T>& p, const int8_t* a, const float* a_sca
   }
   task.codes = p.codes;
   task.scales = p.scales;
-  task.half = sizeof(T) == sizeof(Half);
+  task.kind = kind_of(y);
   task.a = a;
   task.a_scale = a_scale;
   task.rows = rows;
@@ -76,5 +80,6 @@ Problem multiply(const CudaProduct<T>& p, const int8_t* a, const float* a_scale,
 
 template Problem multiply(const CudaProduct<float>&, const int8_t*, const float*, int64_t, float*, Stream);
 template Problem multiply(const CudaProduct<Half>&, const int8_t*, const float*, int64_t, Half*, Stream);
+template Problem multiply(const CudaProduct<Bfloat16>&, const int8_t*, const float*, int64_t, Bfloat16*, Stream);
 
 }  // namespace catonnx

@@ -8,6 +8,8 @@
 namespace catonnx {
 namespace {
 
+enum class Kind { float32, float16, bfloat16 };  // types of numbers
+
 struct ProductTask {
   int K;
   int64_t N;
@@ -17,7 +19,7 @@ struct ProductTask {
   int interval;  // a power of two: so many channels are summed in whole numbers
   const uint8_t* codes;
   const void* scales;  // [N, groups]
-  bool half;           // scales and y are float16
+  Kind kind;           // of scales and y
   const int8_t* a;
   const float* a_scale;
   int64_t rows;
@@ -32,13 +34,17 @@ __device__ __forceinline__ uint32_t odd_codes(uint32_t word) { return (word & 0x
 
 __device__ __forceinline__ float scale_of(const ProductTask& task, int64_t column, int group) {
   const int64_t at = column * task.groups + group;
-  return task.half ? __half2float(static_cast<const __half*>(task.scales)[at]) : static_cast<const float*>(task.scales)[at];
+  if (task.kind == Kind::float16) return widen(static_cast<const __half*>(task.scales)[at]);
+  if (task.kind == Kind::bfloat16) return widen(static_cast<const __nv_bfloat16*>(task.scales)[at]);
+  return static_cast<const float*>(task.scales)[at];
 }
 
 __device__ __forceinline__ void write(const ProductTask& task, int64_t row, int64_t column, float value) {
   const int64_t at = row * task.N + column;
-  if (task.half) {
-    static_cast<__half*>(task.y)[at] = __float2half_rn(value);
+  if (task.kind == Kind::float16) {
+    narrow(value, static_cast<__half*>(task.y)[at]);
+  } else if (task.kind == Kind::bfloat16) {
+    narrow(value, static_cast<__nv_bfloat16*>(task.y)[at]);
   } else {
     static_cast<float*>(task.y)[at] = value;
   }

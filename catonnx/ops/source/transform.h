@@ -13,6 +13,11 @@ struct Half {
   uint16_t bits;
 };
 
+// A bfloat16: the upper half of a float. There are kernels on CUDA alone.
+struct Bfloat16 {
+  uint16_t bits;
+};
+
 // Matrices are stored with rows of whole vectors of every instruction set, the padding zero. `static`, for no function may
 // be shared between instruction sets: the linker would take anyone's.
 static inline constexpr int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16; }

@@ -1,152 +1,12 @@
 #include "transform_cuda.h"
 
 #include <algorithm>
-#include <type_traits>
 
-#include "transform_cuda.cuh"
+#include "dense_cuda.cuh"
+#include "mix_plan_cuda.cuh"
 
 namespace catonnx {
 namespace {
-
-// --- dense matrices -------------------------------------------------------------------------------------------------
-
-constexpr int TILE = 64, DEPTH = 16;     // a block computes [TILE, TILE] of a product, DEPTH channels at a time
-constexpr int TILE_STRIDE = TILE + 4;    // between rows of shared memory
-constexpr int TILE_THREADS = 256;        // each computes [4, 4]
-constexpr unsigned MOST_BLOCKS = 65535;  // along the second and third axis of a grid
-
-template <class T>
-struct DenseTask {
-  const T* x;  // [rows, runs, size]
-  int64_t rows, runs;
-  int size;
-  const T* scale;  // [period, size], or [1]; null for none
-  bool one_scale;
-  int64_t period;  // part r * runs + run of x is number (r * runs + run) % period of the scale
-  const T* matrix;  // [size, size]; those of the runs are `matrix_step` apart
-  int64_t matrix_step;
-};
-
-// Number k of part `part` of x, times its factor. `place` is where the factors of that part begin.
-template <class T>
-__device__ __forceinline__ float scaled(const DenseTask<T>& task, int64_t part, int64_t place, int k) {
-  const float x = widen(task.x[part * task.size + k]);
-  if (task.scale == nullptr) return x;
-  return x * widen(task.scale[task.one_scale ? 0 : place + k]);
-}
-
-// y = (x * scale) matrix for every run; y is [rows, runs, size].
-template <class T, class Y>
-__global__ void __launch_bounds__(TILE_THREADS) dense_kernel(DenseTask<T> task, Y* y) {
-  float* const left = reinterpret_cast<float*>(shared_memory());  // [DEPTH, TILE]: x, transposed
-  float* const right = left + DEPTH * TILE_STRIDE;                // [DEPTH, TILE]
-  const int thread = threadIdx.x, size = task.size;
-  const int64_t tiles = ceil_div(task.rows, TILE);
-  for (int64_t run = blockIdx.z; run < task.runs; run += gridDim.z) {
-    const T* const matrix = task.matrix + run * task.matrix_step;
-    for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-      for (int first = blockIdx.y * TILE; first < size; first += gridDim.y * TILE) {
-        constexpr int ITEMS = TILE * DEPTH / TILE_THREADS;  // of each operand, that a thread loads at a time
-        int64_t parts[ITEMS], places[ITEMS];
-#pragma unroll
-        for (int i = 0; i < ITEMS; ++i) {
-          parts[i] = (tile * TILE + (i * TILE_THREADS + thread) / DEPTH) * task.runs + run;
-          places[i] = parts[i] % task.period * size;
-        }
-        float sums[4][4] = {};
-        for (int depth = 0; depth < size; depth += DEPTH) {
-#pragma unroll
-          for (int i = 0; i < ITEMS; ++i) {
-            const int item = i * TILE_THREADS + thread;
-            const int row = item / DEPTH, k = item % DEPTH;
-            const bool present = tile * TILE + row < task.rows && depth + k < size;
-            left[k * TILE_STRIDE + row] = present ? scaled(task, parts[i], places[i], depth + k) : 0.0f;
-            const int other = item / TILE, column = item % TILE;
-            const bool there = depth + other < size && first + column < size;
-            right[other * TILE_STRIDE + column] =
-                there ? widen(matrix[static_cast<int64_t>(depth + other) * size + first + column]) : 0.0f;
-          }
-          __syncthreads();
-#pragma unroll
-          for (int k = 0; k < DEPTH; ++k) {
-            const float4 a = *reinterpret_cast<const float4*>(left + k * TILE_STRIDE + thread / 16 * 4);
-            const float4 b = *reinterpret_cast<const float4*>(right + k * TILE_STRIDE + thread % 16 * 4);
-            const float rows[4] = {a.x, a.y, a.z, a.w}, columns[4] = {b.x, b.y, b.z, b.w};
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-#pragma unroll
-              for (int j = 0; j < 4; ++j) sums[i][j] = fmaf(rows[i], columns[j], sums[i][j]);
-            }
-          }
-          __syncthreads();
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int64_t row = tile * TILE + thread / 16 * 4 + i;
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            const int column = first + thread % 16 * 4 + j;
-            if (row < task.rows && column < size) narrow(sums[i][j], y[(row * task.runs + run) * size + column]);
-          }
-        }
-      }
-    }
-  }
-}
-
-constexpr int FEW_ROWS = 4;         // of a block of few_kernel
-constexpr int MOST_FEW_ROWS = 16;   // more are worth a tile
-constexpr int FEW_WARPS = 8;        // each takes every FEW_WARPS-th channel, for all columns of the block: a lane has one
-
-// The same for few rows, where all that counts is how soon the matrices are there.
-template <class T, class Y>
-__global__ void __launch_bounds__(FEW_WARPS * WARP) few_kernel(DenseTask<T> task, Y* y) {
-  float* const parts = reinterpret_cast<float*>(shared_memory());  // [FEW_WARPS, FEW_ROWS, WARP]
-  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, size = task.size;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * FEW_ROWS;
-  for (int64_t run = blockIdx.z; run < task.runs; run += gridDim.z) {
-    const T* const matrix = task.matrix + run * task.matrix_step;
-    for (int first = blockIdx.y * WARP; first < size; first += gridDim.y * WARP) {
-      const int column = first + lane;
-      float sums[FEW_ROWS] = {};
-#pragma unroll 8
-      for (int k = warp; k < size; k += FEW_WARPS) {
-        const float weight = column < size ? widen(matrix[static_cast<int64_t>(k) * size + column]) : 0.0f;
-#pragma unroll
-        for (int i = 0; i < FEW_ROWS; ++i) {
-          const int64_t part = (first_row + i) * task.runs + run;
-          if (first_row + i < task.rows) sums[i] = fmaf(scaled(task, part, run * size, k), weight, sums[i]);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < FEW_ROWS; ++i) parts[(warp * FEW_ROWS + i) * WARP + lane] = sums[i];
-      __syncthreads();
-      if (warp < FEW_ROWS && first_row + warp < task.rows && column < size) {
-        float sum = 0.0f;
-#pragma unroll
-        for (int other = 0; other < FEW_WARPS; ++other) sum += parts[(other * FEW_ROWS + warp) * WARP + lane];
-        narrow(sum, y[((first_row + warp) * task.runs + run) * size + column]);
-      }
-      __syncthreads();
-    }
-  }
-}
-
-// y = first^T x for every run x [outer, inner] of a row in device memory.
-template <class T, class Y>
-__global__ void outer_kernel(RowTask<T> task, const float* x, int64_t total, Y* y) {
-  const int64_t run = static_cast<int64_t>(task.outer) * task.inner;
-  for (int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; at < total;
-       at += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const int64_t from = at / run * run, column = (at - from) / task.inner, place = (at - from) % task.inner;
-    float sum = 0.0f;
-    for (int k = 0; k < task.outer; ++k) {
-      const float weight = widen(task.first[static_cast<int64_t>(k) * task.step * task.side + column * task.step]);
-      sum = fmaf(weight, x[from + static_cast<int64_t>(k) * task.inner + place], sum);
-    }
-    narrow(sum, y[at]);
-  }
-}
 
 // Rows of any width, rounded; read twice.
 template <class T>
@@ -166,13 +26,6 @@ __global__ void quantize_kernel(const T* x, int64_t rows, int64_t channels, Roun
 }
 
 // --- what is launched -----------------------------------------------------------------------------------------------
-
-inline const float* numbers(const float* x) { return x; }
-inline float* numbers(float* x) { return x; }
-inline const __half* numbers(const Half* x) { return reinterpret_cast<const __half*>(x); }
-inline __half* numbers(Half* x) { return reinterpret_cast<__half*>(x); }
-template <class T>
-using Number = std::remove_pointer_t<decltype(numbers(static_cast<T*>(nullptr)))>;
 
 unsigned resident_blocks(int64_t wanted, int threads) {
   const int64_t room = static_cast<int64_t>(std::max(1, attribute(cudaDevAttrMultiProcessorCount))) *
@@ -218,6 +71,9 @@ Problem launch_rows(const RowTask<T>& task, const Out& out, Stream stream) {
 
 template <class T, class Y>
 Problem launch_dense(const CudaTransform<T>& t, const T* x, int64_t rows, Y* y, Stream stream) {
+  if constexpr (MixShape<Number<T>>::STAGED) {
+    if (const MixPlan plan = plain_plan(t, rows); plan.ranks > 0) return launch_mix(t, plan, x, rows, Plain<Y>{y}, stream);
+  }
   const int64_t runs = t.channels / t.inner;
   DenseTask<Number<T>> task = {numbers(x), rows,   runs, static_cast<int>(t.inner), numbers(t.scale), t.one_scale,
                                runs,       numbers(t.matrix), t.per_run ? t.inner * t.inner : 0};
@@ -271,15 +127,15 @@ Problem to_memory(const CudaTransform<T>& t, const T* x, int64_t rows, float* sc
 }
 
 template <class T>
-bool in_one_pass(const CudaTransform<T>& t) {
-  return t.hadamard && fits(t.channels, t.inner, t.outer);
+bool in_one_pass(const CudaTransform<T>& t, int64_t rows) {
+  return t.hadamard ? fits(t.channels, t.inner, t.outer) : rounded_plan(t, rows).ranks > 0;
 }
 
 }  // namespace
 
 template <class T>
 int64_t transform_scratch(const CudaTransform<T>& t, int64_t rows, bool quantized) {
-  if (quantized && in_one_pass(t)) return 0;
+  if (quantized && in_one_pass(t, rows)) return 0;
   const int64_t steps = t.outer > 1 && part_width(t) == 0 ? 1 : 0;
   return (steps + (quantized ? 1 : 0)) * rows * t.channels;
 }
@@ -312,7 +168,8 @@ template <class T>
 Problem transform_quantize(const CudaTransform<T>& t, const T* x, int64_t rows, float* scratch, const Codes& codes,
                            Stream stream) {
   if (rows * t.channels == 0) return quantize(x, rows, t.channels, codes, stream);
-  if (in_one_pass(t)) return launch_rows(row_task(t, x, rows, t.channels), rounded(codes), stream);
+  if (const MixPlan plan = rounded_plan(t, rows); plan.ranks > 0) return launch_mix(t, plan, x, rows, rounded(codes), stream);
+  if (in_one_pass(t, rows)) return launch_rows(row_task(t, x, rows, t.channels), rounded(codes), stream);
   float* const floats = scratch + transform_scratch(t, rows, true) - rows * t.channels;
   const Problem problem = to_memory(t, x, rows, scratch, floats, stream);
   return problem != nullptr ? problem : quantize(static_cast<const float*>(floats), rows, t.channels, codes, stream);
@@ -328,11 +185,15 @@ Problem copy_to_host(const void* device, int64_t bytes, void* host) {
 
 template int64_t transform_scratch(const CudaTransform<float>&, int64_t, bool);
 template int64_t transform_scratch(const CudaTransform<Half>&, int64_t, bool);
+template int64_t transform_scratch(const CudaTransform<Bfloat16>&, int64_t, bool);
 template Problem transform(const CudaTransform<float>&, const float*, int64_t, float*, float*, Stream);
 template Problem transform(const CudaTransform<Half>&, const Half*, int64_t, float*, Half*, Stream);
+template Problem transform(const CudaTransform<Bfloat16>&, const Bfloat16*, int64_t, float*, Bfloat16*, Stream);
 template Problem quantize(const float*, int64_t, int64_t, const Codes&, Stream);
 template Problem quantize(const Half*, int64_t, int64_t, const Codes&, Stream);
+template Problem quantize(const Bfloat16*, int64_t, int64_t, const Codes&, Stream);
 template Problem transform_quantize(const CudaTransform<float>&, const float*, int64_t, float*, const Codes&, Stream);
 template Problem transform_quantize(const CudaTransform<Half>&, const Half*, int64_t, float*, const Codes&, Stream);
+template Problem transform_quantize(const CudaTransform<Bfloat16>&, const Bfloat16*, int64_t, float*, const Codes&, Stream);
 
 }  // namespace catonnx

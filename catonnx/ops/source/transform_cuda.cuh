@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cuda.cuh"
+#include "transform_cuda.h"
 
 namespace catonnx {
 namespace {
@@ -28,6 +29,16 @@ struct RowTask {
   const T* first;
   int side, step;
 };
+
+// The types of transform_cuda.h as CUDA has them.
+inline const float* numbers(const float* x) { return x; }
+inline float* numbers(float* x) { return x; }
+inline const __half* numbers(const Half* x) { return reinterpret_cast<const __half*>(x); }
+inline __half* numbers(Half* x) { return reinterpret_cast<__half*>(x); }
+inline const __nv_bfloat16* numbers(const Bfloat16* x) { return reinterpret_cast<const __nv_bfloat16*>(x); }
+inline __nv_bfloat16* numbers(Bfloat16* x) { return reinterpret_cast<__nv_bfloat16*>(x); }
+template <class T>
+using Number = std::remove_pointer_t<decltype(numbers(static_cast<T*>(nullptr)))>;
 
 // Where numbers go: to memory as they are, or rounded.
 template <class Y>

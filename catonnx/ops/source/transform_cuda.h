@@ -47,7 +47,8 @@ int64_t transform_scratch(const CudaTransform<T>& transform, int64_t rows, bool 
 template <class T>
 Problem transform(const CudaTransform<T>& transform, const T* x, int64_t rows, float* scratch, T* y, Stream stream);
 
-// The same, rounded: one pass over the rows where no dense matrix is larger than a row can be mixed with in shared memory.
+// The same, rounded: one kernel where a thread block, or a cluster of them, can hold whole rows; two of wider rows, of dense
+// matrices above 256, and of Kronecker products of dense ones.
 template <class T>
 Problem transform_quantize(const CudaTransform<T>& transform, const T* x, int64_t rows, float* scratch,
                            const Codes& codes, Stream stream);

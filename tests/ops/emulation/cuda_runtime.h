@@ -28,6 +28,9 @@ struct dim3 {
 struct alignas(8) uint2 {
   unsigned x, y;
 };
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
@@ -35,23 +38,36 @@ struct alignas(16) float4 {
   float x, y, z, w;
 };
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 using cudaStream_t = struct CUstream_st*;
-enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorLaunchFailure };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorLaunchFailure, cudaErrorStreamCaptureUnsupported };
 enum cudaMemcpyKind { cudaMemcpyDeviceToHost };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
   cudaDevAttrComputeCapabilityMajor,
-  cudaDevAttrComputeCapabilityMinor
+  cudaDevAttrComputeCapabilityMinor,
+  cudaDevAttrClusterLaunch
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes;
   cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
 };
 
 // --- the machine, see emulation.cpp ---------------------------------------------------------------------------------
@@ -60,9 +76,13 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulated {
 
+inline bool capturing = false;
+
 [[noreturn]] void fail(const char* what);  // ends the launch
 unsigned char* shared_memory();
 void block_barrier();
+void cluster_barrier();
+const void* of_rank(const void* shared, int rank);  // the same place in the shared memory of another block of the cluster
 // Waits for all lanes of the warp to come to the same `kind`; the last one runs finish(what each of them brought).
 void collective(const char* kind, void* brought, const std::function<void(void* const*)>& finish);
 void copy(void* to, const void* from, int bytes, int present);
@@ -78,8 +98,9 @@ const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute which, int value);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int device);
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+// What allocates or waits is not here at all, but for this, which a stream that is being captured would not survive.
 inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-  return std::memcpy(to, from, bytes), cudaSuccess;
+  return emulated::capturing ? cudaErrorStreamCaptureUnsupported : (std::memcpy(to, from, bytes), cudaSuccess);
 }
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments... arguments) {
@@ -119,6 +140,12 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   unsigned result = 0;
   for (int i = 0; i < 4; ++i) result |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
   return result;
+}
+
+inline unsigned atomicMax(unsigned* at, unsigned value) {
+  const unsigned before = *at;
+  *at = std::max(before, value);
+  return before;
 }
 
 inline void __syncthreads() { emulated::block_barrier(); }
@@ -179,6 +206,43 @@ inline void multiply_tile(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&
       }
     }
   });
+}
+
+// "Matrix Fragments for mma.m16n8k16 with floating point type".
+template <class T>
+void multiply_tile(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  struct Brought {
+    float* d;
+    const uint32_t *a, *b;
+  } brought{d, a, b};
+  emulated::collective("mma.m16n8k16", &brought, [](void* const* all) {
+    const auto number = [](uint32_t word, int i) {
+      return static_cast<double>(emulated_number(emulated_bits<T>(static_cast<uint16_t>(word >> 16 * (i % 2)))));
+    };
+    double left[16][16], right[16][8];
+    for (int lane = 0; lane < 32; ++lane) {
+      const auto& own = *static_cast<const Brought*>(all[lane]);
+      const int group = lane >> 2, thread = lane % 4;
+      for (int i = 0; i < 8; ++i) {
+        const bool upper = i < 2 || (4 <= i && i < 6);
+        left[upper ? group : group + 8][thread * 2 + (i & 1) + (i < 4 ? 0 : 8)] = number(own.a[i / 2], i);
+      }
+      for (int i = 0; i < 4; ++i) right[thread * 2 + (i & 1) + (i < 2 ? 0 : 8)][group] = number(own.b[i / 2], i);
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+      const auto& own = *static_cast<const Brought*>(all[lane]);
+      for (int i = 0; i < 4; ++i) {
+        double sum = own.d[i];
+        for (int k = 0; k < 16; ++k) sum += left[lane / 4 + (i < 2 ? 0 : 8)][k] * right[k][lane % 4 * 2 + (i & 1)];
+        own.d[i] = static_cast<float>(sum);
+      }
+    }
+  });
+}
+
+inline void cluster_barrier() { emulated::cluster_barrier(); }
+inline uint32_t read_of_rank(const uint32_t* shared, int rank) {
+  return *static_cast<const uint32_t*>(emulated::of_rank(shared, rank));
 }
 
 template <int bytes>

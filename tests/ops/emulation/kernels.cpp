@@ -8,6 +8,8 @@ using namespace catonnx;
 
 namespace {
 
+const Stream STREAM = reinterpret_cast<Stream>(8);  // a session's: what is launched in no stream is refused
+
 struct Given {  // as tests/ops/emulated.py has it
   int64_t channels, outer, inner, side, step, rows;
   int32_t hadamard, per_run, one_scale, bits;  // bits 0: not quantized
@@ -38,27 +40,34 @@ template <class T>
 Problem run(const Given& g) {
   const CudaTransform<T> made = transform_of<T>(g);
   const T* const x = static_cast<const T*>(g.x);
-  if (g.bits == 0) return transform(made, x, g.rows, g.scratch, static_cast<T*>(g.y), nullptr);
+  if (g.bits == 0) return transform(made, x, g.rows, g.scratch, static_cast<T*>(g.y), STREAM);
   const Codes codes = {g.bits, g.clip, static_cast<int8_t*>(g.y), g.scales};
-  if (g.inner == 0) return quantize(x, g.rows, g.channels, codes, nullptr);
-  return transform_quantize(made, x, g.rows, g.scratch, codes, nullptr);
+  if (g.inner == 0) return quantize(x, g.rows, g.channels, codes, STREAM);
+  return transform_quantize(made, x, g.rows, g.scratch, codes, STREAM);
 }
 
 }  // namespace
 
-EXPORT int64_t scratch(const Given* g, bool half) {
-  return half ? transform_scratch(transform_of<Half>(*g), g->rows, g->bits != 0)
-              : transform_scratch(transform_of<float>(*g), g->rows, g->bits != 0);
+// kind: 0 for float, 1 for float16, 2 for bfloat16
+EXPORT int64_t scratch(const Given* g, int kind) {
+  if (kind == 1) return transform_scratch(transform_of<Half>(*g), g->rows, g->bits != 0);
+  if (kind == 2) return transform_scratch(transform_of<Bfloat16>(*g), g->rows, g->bits != 0);
+  return transform_scratch(transform_of<float>(*g), g->rows, g->bits != 0);
 }
 
-EXPORT Problem rows(const Given* g, bool half) { return half ? run<Half>(*g) : run<float>(*g); }
+EXPORT Problem rows(const Given* g, int kind) {
+  return kind == 1 ? run<Half>(*g) : kind == 2 ? run<Bfloat16>(*g) : run<float>(*g);
+}
 
-EXPORT Problem product(int64_t K, int64_t N, int64_t group, bool channels, bool half, const uint8_t* codes, const void* scales,
+template <class T>
+static Problem multiplied(int64_t K, int64_t N, int64_t group, bool channels, const uint8_t* codes, const void* scales,
+                          const int8_t* a, const float* a_scale, int64_t count, void* y) {
+  const CudaProduct<T> made = {K, N, group, codes, static_cast<const T*>(scales), channels};
+  return multiply(made, a, a_scale, count, static_cast<T*>(y), STREAM);
+}
+
+EXPORT Problem product(int64_t K, int64_t N, int64_t group, bool channels, int kind, const uint8_t* codes, const void* scales,
                        const int8_t* a, const float* a_scale, int64_t count, void* y) {
-  if (half) {
-    const CudaProduct<Half> made = {K, N, group, codes, static_cast<const Half*>(scales), channels};
-    return multiply(made, a, a_scale, count, static_cast<Half*>(y), nullptr);
-  }
-  const CudaProduct<float> made = {K, N, group, codes, static_cast<const float*>(scales), channels};
-  return multiply(made, a, a_scale, count, static_cast<float*>(y), nullptr);
+  const auto run = kind == 1 ? multiplied<Half> : kind == 2 ? multiplied<Bfloat16> : multiplied<float>;
+  return run(K, N, group, channels, codes, scales, a, a_scale, count, y);
 }
