@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,20 @@ import models
 from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops.build import build, find_compiler
 from models.cache import MissingPackageError
+from tests.once import FOLDER, once
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder of `tests.once` before the processes that share it."""
+    if FOLDER not in os.environ:
+        os.environ[FOLDER] = tempfile.mkdtemp(prefix="catonnx-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(FOLDER), ignore_errors=True))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let later collections of garbage skip the modules and tests: 0.25 s for each model that is loaded."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +104,7 @@ def _real(name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ops_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ops_library() -> Path:
     """The library of our operators, compiled without a warning; or the one that CATONNX_TESTED_OPS names."""
     named = os.environ.get("CATONNX_TESTED_OPS")
     if named:
@@ -96,4 +113,5 @@ def ops_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         find_compiler()
     except RuntimeUnavailableError as error:
         pytest.skip(str(error))
-    return build(tmp_path_factory.mktemp("ops") / "library.so", flags=["-Werror"], cuda=False)
+    folder = once("ops", lambda folder: build(folder / "library.so", flags=["-Werror"], cuda=False))
+    return folder / "library.so"

@@ -23,6 +23,7 @@ import pytest
 from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops.build import compilable, find_compiler
 from catonnx.ops.place import sources, suffix
+from tests.once import once
 
 _AARCH64 = ("portable", "neon", "neondot")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -181,8 +182,6 @@ def compiled(*flags: str, compiler: str | None = None, machine: str | None = Non
         command = find_compiler(compiler)
     except RuntimeUnavailableError as error:
         pytest.skip(str(error))
-    folder = Path(tempfile.mkdtemp(prefix="catonnx-kernels-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rooms = ("cpu", "product", "quantize", "transform")
     found = sources(machine=machine) if tiles else compilable(command, machine=machine)
     files = {file: own for file, own in found.items() if file.name.startswith(rooms)}
@@ -195,15 +194,17 @@ def compiled(*flags: str, compiler: str | None = None, machine: str | None = Non
                 known = (flag for flag in files[file] if not flag.startswith("-mamx"))
                 files[file] = (*known, "-include", str(TILES))
 
-    def compile_one(file: Path, own: Sequence[str]) -> Path:
-        target = folder / f"{file.stem}.o"
-        run([*command, *own, *WARNINGS, *flags, include, "-c", str(file), "-o", str(target)])
-        return target
+    def compile_all(folder: Path) -> None:
+        def compile_one(file: Path, own: Sequence[str]) -> Path:
+            target = folder / f"{file.stem}.o"
+            run([*command, *own, *WARNINGS, *flags, include, "-c", str(file), "-o", str(target)])
+            return target
 
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, files, files.values()))
-    run([*command, *flags, *map(str, objects), "-o", str(folder / "kernels")])
-    return folder
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(pool.map(compile_one, files, files.values()))
+        run([*command, *flags, *map(str, objects), "-o", str(folder / "kernels")])
+
+    return once(f"kernels-{'tiles' if tiles else machine or 'own'}-{'-'.join(flags)}", compile_all)
 
 
 def run(command: Sequence[str], **environment: str) -> str:
