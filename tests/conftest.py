@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,20 +15,28 @@ import models
 from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops.build import build, find_compiler
 from models.cache import MissingPackageError
-from tests.once import FOLDER, once
+from tests import workers
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the folder of `tests.once` before the processes that share it."""
-    if FOLDER not in os.environ:
-        os.environ[FOLDER] = tempfile.mkdtemp(prefix="catonnx-tests-")
-        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(FOLDER), ignore_errors=True))
+    """Make the folder that workers share before there are any; give each of them its core."""
+    if workers.FOLDER not in os.environ:
+        os.environ[workers.FOLDER] = tempfile.mkdtemp(prefix="catonnx-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(workers.FOLDER), ignore_errors=True))
+    workers.keep_to_a_core()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Let later collections of garbage skip the modules and tests: 0.25 s for each model that is loaded."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """All cores of the machine, in a worker too: for what depends on the number of threads."""
+    with workers.all_cores():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -113,5 +122,5 @@ def ops_library() -> Path:
         find_compiler()
     except RuntimeUnavailableError as error:
         pytest.skip(str(error))
-    folder = once("ops", lambda folder: build(folder / "library.so", flags=["-Werror"], cuda=False))
+    folder = workers.once("ops", lambda folder: build(folder / "library.so", flags=["-Werror"], cuda=False))
     return folder / "library.so"

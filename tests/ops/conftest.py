@@ -27,7 +27,7 @@ def isas(ops_library: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(autouse=True)
-def _in_use(ops_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_use(ops_library: Path, all_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CATONNX_OPS", str(ops_library))
     monkeypatch.delenv("CATONNX_ISA", raising=False)
 

@@ -15,8 +15,8 @@ import pytest
 from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops.build import find_compiler
 from catonnx.ops.place import SOURCE
-from tests.once import once
 from tests.ops.native import WARNINGS, Product, run
+from tests.workers import once
 
 EMULATION = Path(__file__).with_name("emulation")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wno-unknown-pragmas", "-ffp-contract=off", f"-I{EMULATION}", f"-I{SOURCE}")

@@ -23,7 +23,7 @@ import pytest
 from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops.build import compilable, find_compiler
 from catonnx.ops.place import sources, suffix
-from tests.once import once
+from tests.workers import once
 
 _AARCH64 = ("portable", "neon", "neondot")
 _CPUINFO = Path("/proc/cpuinfo")
