@@ -23,7 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if workers.FOLDER not in os.environ:
         os.environ[workers.FOLDER] = tempfile.mkdtemp(prefix="catonnx-tests-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(workers.FOLDER), ignore_errors=True))
-    workers.keep_to_a_core()
+    worker: dict[str, str] | None = getattr(config, "workerinput", None)
+    if worker is not None:
+        workers.keep_to_a_core(worker["workerid"])
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

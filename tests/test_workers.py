@@ -50,27 +50,24 @@ def test_several_processes_fill_once(folder: Path) -> None:
 
 
 @pinned
-def test_a_worker_keeps_to_a_core_until_it_is_given_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_keeps_to_a_core_until_it_is_given_all() -> None:
     with workers.all_cores():
         everything = os.sched_getaffinity(0)
         for worker, place in (("gw0", 0), ("gw1", 1), (f"gw{len(everything)}", 0)):
-            monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
-            workers.keep_to_a_core()
+            workers.keep_to_a_core(worker)
             assert os.sched_getaffinity(0) == {sorted(everything)[place % len(everything)]}
             with workers.all_cores():
                 assert os.sched_getaffinity(0) == everything
             assert len(os.sched_getaffinity(0)) == 1
         os.sched_setaffinity(0, everything)
-        monkeypatch.delenv("PYTEST_XDIST_WORKER")
-        workers.keep_to_a_core()
-        assert os.sched_getaffinity(0) == everything
 
 
 @pinned
-def test_a_test_may_ask_for_all_cores(request: pytest.FixtureRequest) -> None:
+def test_a_test_has_one_core_and_may_ask_for_all(request: pytest.FixtureRequest) -> None:
     before = os.sched_getaffinity(0)
     with workers.all_cores():
         everything = os.sched_getaffinity(0)
     assert os.sched_getaffinity(0) == before
+    assert len(before) == (1 if hasattr(request.config, "workerinput") else len(everything))
     request.getfixturevalue("all_cores")
     assert os.sched_getaffinity(0) == everything

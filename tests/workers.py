@@ -28,13 +28,12 @@ def once(name: str, fill: Callable[[Path], object]) -> Path:
     return whole
 
 
-def keep_to_a_core() -> None:
-    """Let a worker of pytest-xdist run on one core, and with it all that it starts.
+def keep_to_a_core(worker: str) -> None:
+    """Let a worker of pytest-xdist, gw0 and so on, run on one core, and with it all that it starts.
 
     Threads that spin beside those of the other workers cost ONNX Runtime a quarter of its time.
     """
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker and _PINS:
+    if _PINS:
         os.sched_setaffinity(0, {_CORES[int(worker.removeprefix("gw")) % len(_CORES)]})
 
 
