@@ -29,9 +29,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Let later collections of garbage skip the modules and tests: 0.25 s for each model that is loaded."""
+    """Collect garbage less often, and without a walk through all modules and tests: it took a fifth of the time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture
