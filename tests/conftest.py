@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops.build import build, find_compiler
 from models.cache import MissingPackageError
 from tests import workers
+from tests.ops.compiler import keeping
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -122,8 +124,11 @@ def ops_library() -> Path:
     if named:
         return Path(named)
     try:
-        find_compiler()
+        compiler = shlex.join(keeping(find_compiler()))
     except RuntimeUnavailableError as error:
         pytest.skip(str(error))
-    folder = workers.once("ops", lambda folder: build(folder / "library.so", flags=["-Werror"], cuda=False))
-    return folder / "library.so"
+
+    def fill(folder: Path) -> None:
+        build(folder / "library.so", compiler=compiler, flags=["-Werror"], cuda=False)
+
+    return workers.once("ops", fill) / "library.so"

@@ -138,7 +138,7 @@ def compiled(*flags: str) -> Path:
     def compile_all(folder: Path) -> None:
         def compile_one(file: Path) -> str:
             target = str(folder / f"{file.stem}.o")
-            run([*compiler, *FLAGS, *WARNINGS, *flags, "-x", "c++", "-c", str(file), "-o", target])
+            run([*compiler, *FLAGS, *WARNINGS, "-Werror", *flags, "-x", "c++", "-c", str(file), "-o", target])
             return target
 
         with ThreadPoolExecutor(2) as pool:

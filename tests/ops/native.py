@@ -23,6 +23,7 @@ import pytest
 from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops.build import compilable, find_compiler
 from catonnx.ops.place import sources, suffix
+from tests.ops.compiler import keeping
 from tests.workers import once
 
 _AARCH64 = ("portable", "neon", "neondot")
@@ -42,8 +43,10 @@ EMULATED = ARM_EMULATED + AMX_EMULATED
 
 TILES = Path(__file__).with_name("amx.h")
 WRAPPER = Path(__file__).with_name("kernels.cpp")
-WARNINGS = ("-Wall", "-Wextra", "-Werror")
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
+WARNINGS = ("-Wall", "-Wextra")
+SANITIZERS = ("-fsanitize=address,undefined", "-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
+"""As `catonnx.ops.build` has them: most objects are those of the library under sanitizers."""
+
 CROSS_COMPILER, QEMU = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 _SHOWN = 3000  # characters of what a process said last
@@ -186,7 +189,7 @@ def compiled(*flags: str, compiler: str | None = None, machine: str | None = Non
     found = sources(machine=machine) if tiles else compilable(command, machine=machine)
     files = {file: own for file, own in found.items() if file.name.startswith(rooms)}
     include = f"-I{next(iter(files)).parent}"
-    files[WRAPPER] = next(own for file, own in files.items() if file.name == "cpu.cpp")
+    files[WRAPPER] = (*next(own for file, own in files.items() if file.name == "cpu.cpp"), include)
     if tiles:
         files[WRAPPER] = (*files[WRAPPER], "-DTILES_EMULATED")
         for file in files:
@@ -197,7 +200,7 @@ def compiled(*flags: str, compiler: str | None = None, machine: str | None = Non
     def compile_all(folder: Path) -> None:
         def compile_one(file: Path, own: Sequence[str]) -> Path:
             target = folder / f"{file.stem}.o"
-            run([*command, *own, *WARNINGS, *flags, include, "-c", str(file), "-o", str(target)])
+            run([*keeping(command), *own, *WARNINGS, *flags, "-Werror", "-c", str(file), "-o", str(target)])
             return target
 
         with ThreadPoolExecutor(2) as pool:
