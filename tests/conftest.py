@@ -30,6 +30,12 @@ def pytest_configure(config: pytest.Config) -> None:
         workers.keep_to_a_core(worker["workerid"])
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Say what `-n auto` means."""
+    return workers.count()
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Collect garbage less often, and without a walk through all modules and tests: it took a fifth of the time."""
     gc.collect()

@@ -63,6 +63,16 @@ def test_a_worker_keeps_to_a_core_until_it_is_given_all() -> None:
 
 
 @pinned
+def test_as_many_workers_as_cores_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    with workers.all_cores():
+        assert workers.count() == min(len(os.sched_getaffinity(0)), workers.MOST)
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        assert workers.count() == 1
+    monkeypatch.setattr(workers, "usable_cores", lambda: 100)
+    assert workers.count() == workers.MOST
+
+
+@pinned
 def test_a_test_has_one_core_and_may_ask_for_all(request: pytest.FixtureRequest) -> None:
     before = os.sched_getaffinity(0)
     with workers.all_cores():

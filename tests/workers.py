@@ -8,8 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from catonnx.cores import usable_cores
+
 FOLDER = "CATONNX_TESTS_FOLDER"
 """Environment variable with the folder that all processes of a run see; conftest.py makes and removes it."""
+
+MOST = 8
+"""Workers; each spends 13 seconds on collecting the tests."""
 
 _PINS = hasattr(os, "sched_setaffinity")
 _CORES = sorted(os.sched_getaffinity(0)) if _PINS else []
@@ -26,6 +31,11 @@ def once(name: str, fill: Callable[[Path], object]) -> Path:
                 fill(folder)
                 folder.rename(whole)
     return whole
+
+
+def count() -> int:
+    """Return for how many workers there are cores; pytest-xdist would count two hyper-threads of one as one."""
+    return min(usable_cores(), MOST)
 
 
 def keep_to_a_core(worker: str) -> None:
