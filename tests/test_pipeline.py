@@ -25,6 +25,8 @@ from tests.small_models import (
     snapshot,
 )
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 NAMES = ["tiny_llama", "tiny_gpt2", "tiny_bert", "tiny_vit", "tiny_llama_dynamo", "tiny_llama_opset23"]
 LINEARS = {
     "tiny_llama": 21,

@@ -10,7 +10,7 @@ import pytest
 import catonnx
 from catonnx import Recipe, Report
 
-pytestmark = pytest.mark.real_model
+pytestmark = [pytest.mark.real_model, pytest.mark.usefixtures("all_cores")]
 
 
 def _choices(report: Report) -> Counter[tuple[tuple[str, ...], tuple[str, ...]]]:

@@ -18,7 +18,10 @@ import typer
 from catonnx.commands.terminal import guarded
 from catonnx.errors import INTERRUPTED
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="signals of POSIX"),
+    pytest.mark.usefixtures("all_cores"),  # what is interrupted may be in any of several threads
+]
 
 PATIENCE = 60.0
 

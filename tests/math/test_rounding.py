@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from catonnx.math import rounding
 from catonnx.math.rounding import Bits, QuantizedWeight, code_range, quantize_weight
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
+
 Array = NDArray[np.float64]
 METHODS: list[Literal["nearest", "mse"]] = ["nearest", "mse"]
 

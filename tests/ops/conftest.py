@@ -44,7 +44,7 @@ def half_llama(tiny_llama: Path, ops_library: Path, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(autouse=True)
-def _in_use(ops_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_use(ops_library: Path, all_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CATONNX_OPS", str(ops_library))
     monkeypatch.delenv("CATONNX_ISA", raising=False)
 

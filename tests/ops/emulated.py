@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import functools
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +16,7 @@ from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops.build import find_compiler
 from catonnx.ops.place import SOURCE
 from tests.ops.native import WARNINGS, Product, run
+from tests.workers import once
 
 EMULATION = Path(__file__).with_name("emulation")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wno-unknown-pragmas", "-ffp-contract=off", f"-I{EMULATION}", f"-I{SOURCE}")
@@ -144,16 +142,16 @@ def compiled(*flags: str) -> Path:
         compiler = find_compiler()
     except RuntimeUnavailableError as error:
         pytest.skip(str(error))
-    folder = Path(tempfile.mkdtemp(prefix="catonnx-emulated-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     files = sorted(SOURCE.glob("*_cuda.cu")) + sorted(EMULATION.glob("*.cpp"))
 
-    def compile_one(file: Path) -> str:
-        target = str(folder / f"{file.stem}.o")
-        run([*compiler, *FLAGS, *WARNINGS, *flags, "-x", "c++", "-c", str(file), "-o", target])
-        return target
+    def compile_all(folder: Path) -> None:
+        def compile_one(file: Path) -> str:
+            target = str(folder / f"{file.stem}.o")
+            run([*compiler, *FLAGS, *WARNINGS, "-Werror", *flags, "-x", "c++", "-c", str(file), "-o", target])
+            return target
 
-    with ThreadPoolExecutor(2) as pool:
-        objects: Sequence[str] = list(pool.map(compile_one, files))
-    run([*compiler, "-shared", *flags, *objects, "-o", str(folder / "emulated.so")])
-    return folder
+        with ThreadPoolExecutor(2) as pool:
+            objects: Sequence[str] = list(pool.map(compile_one, files))
+        run([*compiler, "-shared", *flags, *objects, "-o", str(folder / "emulated.so")])
+
+    return once(f"emulated{''.join(flags)}", compile_all)

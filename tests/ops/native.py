@@ -23,6 +23,8 @@ import pytest
 from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops.build import compilable, find_compiler
 from catonnx.ops.place import sources, suffix
+from tests.ops.compiler import keeping
+from tests.workers import once
 
 _AARCH64 = ("portable", "neon", "neondot")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -41,8 +43,10 @@ EMULATED = ARM_EMULATED + AMX_EMULATED
 
 TILES = Path(__file__).with_name("amx.h")
 WRAPPER = Path(__file__).with_name("kernels.cpp")
-WARNINGS = ("-Wall", "-Wextra", "-Werror")
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
+WARNINGS = ("-Wall", "-Wextra")
+SANITIZERS = ("-fsanitize=address,undefined", "-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
+"""As `catonnx.ops.build` has them: most objects are those of the library under sanitizers."""
+
 CROSS_COMPILER, QEMU = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 _SHOWN = 3000  # characters of what a process said last
@@ -181,13 +185,11 @@ def compiled(*flags: str, compiler: str | None = None, machine: str | None = Non
         command = find_compiler(compiler)
     except RuntimeUnavailableError as error:
         pytest.skip(str(error))
-    folder = Path(tempfile.mkdtemp(prefix="catonnx-kernels-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rooms = ("cpu", "product", "quantize", "transform")
     found = sources(machine=machine) if tiles else compilable(command, machine=machine)
     files = {file: own for file, own in found.items() if file.name.startswith(rooms)}
     include = f"-I{next(iter(files)).parent}"
-    files[WRAPPER] = next(own for file, own in files.items() if file.name == "cpu.cpp")
+    files[WRAPPER] = (*next(own for file, own in files.items() if file.name == "cpu.cpp"), include)
     if tiles:
         files[WRAPPER] = (*files[WRAPPER], "-DTILES_EMULATED")
         for file in files:
@@ -195,15 +197,17 @@ def compiled(*flags: str, compiler: str | None = None, machine: str | None = Non
                 known = (flag for flag in files[file] if not flag.startswith("-mamx"))
                 files[file] = (*known, "-include", str(TILES))
 
-    def compile_one(file: Path, own: Sequence[str]) -> Path:
-        target = folder / f"{file.stem}.o"
-        run([*command, *own, *WARNINGS, *flags, include, "-c", str(file), "-o", str(target)])
-        return target
+    def compile_all(folder: Path) -> None:
+        def compile_one(file: Path, own: Sequence[str]) -> Path:
+            target = folder / f"{file.stem}.o"
+            run([*keeping(command), *own, *WARNINGS, *flags, "-Werror", "-c", str(file), "-o", str(target)])
+            return target
 
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, files, files.values()))
-    run([*command, *flags, *map(str, objects), "-o", str(folder / "kernels")])
-    return folder
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(pool.map(compile_one, files, files.values()))
+        run([*command, *flags, *map(str, objects), "-o", str(folder / "kernels")])
+
+    return once(f"kernels-{'tiles' if tiles else machine or 'own'}-{'-'.join(flags)}", compile_all)
 
 
 def run(command: Sequence[str], **environment: str) -> str:

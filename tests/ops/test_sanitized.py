@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from catonnx.ops.build import build, find_compiler
+from tests.ops.compiler import keeping
 
 HERE = Path(__file__).resolve().parent
 TESTS = ("test_transforms.py", "test_quantized.py", "test_refusals.py")
@@ -31,7 +33,10 @@ def test_under_sanitizers(ops_library: Path, tmp_path: Path) -> None:
     before = [runtime("libasan.so"), runtime("libstdc++.so")]
     if None in before:
         pytest.skip(f"{find_compiler()[0]} came without libasan.so")
-    sanitized = build(tmp_path / "sanitized.so", sanitize="address,undefined", cuda=False)
+    compiler = shlex.join(keeping(find_compiler()))
+    sanitized = build(
+        tmp_path / "sanitized.so", compiler=compiler, sanitize="address,undefined", flags=["-Werror"], cuda=False
+    )
     surroundings = os.environ | {
         "LD_PRELOAD": " ".join(map(str, before)),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's and ONNX Runtime's, all of them

@@ -20,6 +20,9 @@ from catonnx.errors import ModelError, OutputError, RuntimeUnavailableError, Usa
 from catonnx.runtime import sessions
 from catonnx.runtime.sessions import available_providers, open_session, run
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
+
 Writer = Callable[..., Path]
 X = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 4])]
 Y = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
