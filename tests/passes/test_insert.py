@@ -176,7 +176,7 @@ def test_wide_hadamard_matrices_are_two_operators_inputs() -> None:
         assert relative_error(array, run(model, feeds)[name]) < 1e-5
 
 
-def test_bfloat16_has_no_operators() -> None:
+def test_operators_take_bfloat16() -> None:
     net = net_of(("rows", D))
     model = net.model()
     opened = analyse(model, Recipe(lm_head=True))
@@ -185,8 +185,10 @@ def test_bfloat16_has_no_operators() -> None:
         linears=tuple(dataclasses.replace(linear, dtype=ir.DataType.BFLOAT16) for linear in opened.sites[0].linears),
     )
     Insert((OnlineTransform(site, (Hadamard(D, 8),)),), operators=True)(opened.model)
-    assert operators(opened.model) == ["Reshape", "MatMul", "Reshape"]
-    assert not opened.model.functions
+    assert operators(opened.model) == ["SharedTransform"]
+    node = next(node for node in opened.model.graph if node.op_type == "SharedTransform")
+    assert {value.dtype for value in node.inputs[1:]} == {ir.DataType.BFLOAT16}
+    assert [key[1] for key in opened.model.functions] == ["SharedTransform"]
 
 
 def test_wide_hadamard_matrices_are_two_narrow_ones_shared_by_all_sites() -> None:
