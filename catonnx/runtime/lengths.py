@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from catonnx.errors import CalibrationError
+from catonnx.errors import CalibrationError, CatonnxError
 from catonnx.runtime.sessions import RunError
 from catonnx.runtime.text import named_length
 
@@ -15,10 +16,11 @@ from catonnx.runtime.text import named_length
 def blaming_length(*folders: Path, advice: str = "take a seq_len of {} or less") -> Iterator[None]:
     """Say of a model that failed on a text that this is longer than its configuration allows, if it is.
 
-    The configuration alone decides nothing: positions that are computed, and not read from a table, have no end.
+    The configuration alone decides nothing: positions that are computed, and not read from a table, have no end. So what
+    ONNX Runtime said is told too.
 
     Args:
-        folders: Of the models that run, where their config.json lies.
+        folders: Of the models that run, where their config.json lies; one without a readable one says nothing.
         advice: What to do, with the number of tokens at {}.
 
     Raises:
@@ -28,12 +30,21 @@ def blaming_length(*folders: Path, advice: str = "take a seq_len of {} or less")
     try:
         yield
     except RunError as error:
-        for folder in folders:
-            most = named_length(folder)
-            if most is not None and error.tokens > most:
-                raise CalibrationError(
-                    f"the model failed on a text of {error.tokens} tokens, and its configuration allows {most}",
-                    where=folder,
-                    hint=advice.format(most),
-                ) from error
-        raise
+        lengths = {folder: _length(folder) for folder in folders} if error.tokens else {}
+        # Of several models the one with the shortest is the one that failed.
+        folder, most = min(lengths.items(), key=lambda item: item[1], default=(None, math.inf))
+        if folder is None or error.tokens <= most:
+            raise
+        raise CalibrationError(
+            f"the model failed on a text of {error.tokens} tokens, and its configuration allows {most}: {error.what}",
+            where=folder,
+            hint=advice.format(most),
+        ) from error
+
+
+def _length(folder: Path) -> float:
+    try:
+        most = named_length(folder)
+    except (CatonnxError, OSError):  # it is the failure that matters
+        return math.inf
+    return math.inf if most is None else most

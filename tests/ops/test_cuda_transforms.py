@@ -175,6 +175,16 @@ def test_dense_rows_are_rounded_in_one_pass(
         assert kernels.scratch == 0
 
 
+@pytest.mark.parametrize(("numbers", "factors"), [(3e4, 4.0), (1.0, 2.0**-14)])
+def test_what_lies_between_fits_no_float16(numbers: float, factors: float) -> None:
+    """Products of a row and its scale, beyond the largest and below the smallest number that has all digits."""
+    kernels, random = emulated(), np.random.default_rng(12)
+    x = typed(random.uniform(-numbers, numbers, (20, 128)), np.float16)
+    scale = typed(random.uniform(0.5, 1.0, 128) * factors, np.float16)
+    matrices = typed(random.standard_normal((2, 64, 64)) / 64, np.float16)
+    compare(kernels, "BlockTransform", x, scale, matrices, rounded=[0, 8])
+
+
 def test_bfloat16() -> None:
     """Each kernel of the transforms once: Hadamard matrices, wide ones and mixed ones; dense ones; rounding."""
     kernels, random = emulated(), np.random.default_rng(6)

@@ -178,8 +178,10 @@ template <class... Arguments>
 const char* launch_clusters(int cluster, void (*kernel)(Arguments...), dim3 blocks, int threads, size_t shared,
                             cudaStream_t stream, Arguments... arguments) {
   if (shared > SHARED_BYTES) {
-    const cudaError_t refused = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                     cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    // It is the kernel's, not of this launch: all there is, so that no launch takes from another thread's.
+    const cudaError_t refused =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
     if (refused != cudaSuccess) return error_of(refused);
   }
   cudaLaunchConfig_t config = {};
@@ -194,6 +196,29 @@ const char* launch_clusters(int cluster, void (*kernel)(Arguments...), dim3 bloc
   config.attrs = &clusters;
   config.numAttrs = cluster > 1 ? 1 : 0;
   return error_of(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+// Whether the device in use can run a cluster of so many blocks, each with all the shared memory that a block may have. Parts
+// of a GPU (MIG, MPS) may hold fewer blocks than the GPU itself.
+template <class... Arguments>
+bool holds_cluster(int cluster, void (*kernel)(Arguments...), int threads) {
+  const int shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(cluster));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared);
+  cudaLaunchAttribute clusters = {};
+  clusters.id = cudaLaunchAttributeClusterDimension;
+  clusters.val.clusterDim.x = static_cast<unsigned>(cluster);
+  clusters.val.clusterDim.y = clusters.val.clusterDim.z = 1;
+  config.attrs = &clusters;
+  config.numAttrs = 1;
+  int count = 0;
+  const bool told = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         shared) == cudaSuccess &&
+                    cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess;
+  if (!told) cudaGetLastError();  // which is no news to whoever asks next
+  return told && count > 0;
 }
 
 template <class... Arguments>

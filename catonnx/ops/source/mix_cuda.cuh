@@ -125,9 +125,9 @@ __device__ __forceinline__ void stage_matrices(const MixTask<T>& task, const Mix
 template <int TILES>
 using Segment = float[TILES][SEGMENT_TILES][4];
 
-// Two numbers times two of a scale: what T holds of the products, and what is left of them.
+// Two numbers times two of a scale, and `shift`: what T holds of the products, and what is left of them.
 template <class T>
-__device__ __forceinline__ void split(uint32_t numbers, uint32_t factors, uint32_t& most, uint32_t& left) {
+__device__ __forceinline__ void split(uint32_t numbers, uint32_t factors, float shift, uint32_t& most, uint32_t& left) {
   union Pair {
     uint32_t word;
     T numbers[2];
@@ -137,7 +137,7 @@ __device__ __forceinline__ void split(uint32_t numbers, uint32_t factors, uint32
   scale.word = factors;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const float product = widen(x.numbers[i]) * widen(scale.numbers[i]);
+    const float product = widen(x.numbers[i]) * widen(scale.numbers[i]) * shift;
     narrow(product, high.numbers[i]);
     narrow(product - widen(high.numbers[i]), low.numbers[i]);
   }
@@ -145,10 +145,11 @@ __device__ __forceinline__ void split(uint32_t numbers, uint32_t factors, uint32
   left = low.word;
 }
 
-// sums += x times columns [column, column + SEGMENT) of the matrix, which is staged; x and scale begin at the run.
+// sums += x times columns [column, column + SEGMENT) of the matrix, which is staged; x and scale begin at the run. The scale
+// is multiplied by `shift`.
 template <class T, int TILES>
-__device__ __forceinline__ void multiply_staged(const MixShape<T>& shape, const T* x, const T* scale, const uint32_t* matrix,
-                                                int column, Segment<TILES>& sums) {
+__device__ __forceinline__ void multiply_staged(const MixShape<T>& shape, const T* x, const T* scale, float shift,
+                                                const uint32_t* matrix, int column, Segment<TILES>& sums) {
   const int lane = threadIdx.x % WARP, eighth = lane / 4, quarter = lane % 4;
   for (int k = 0; k < shape.wide; k += MIX_DEPTH) {
     uint32_t right[SEGMENT_TILES][2];
@@ -167,7 +168,7 @@ __device__ __forceinline__ void multiply_staged(const MixShape<T>& shape, const 
         const uint32_t* const factors = reinterpret_cast<const uint32_t*>(scale + k) + quarter;
         uint32_t rest[4];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) split<T>(left[e], factors[e / 2 * 4], left[e], rest[e]);
+        for (int e = 0; e < 4; ++e) split<T>(left[e], factors[e / 2 * 4], shift, left[e], rest[e]);
 #pragma unroll
         for (int j = 0; j < SEGMENT_TILES; ++j) multiply_tile<T>(sums[i][j], rest, right[j]);
       }

@@ -63,18 +63,29 @@ __global__ void __launch_bounds__(MIX_THREADS) mix_kernel(MixTask<T> task, Out o
   const int rank = static_cast<int>(blockIdx.x) % task.ranks, first_run = rank * task.runs;
   const int runs = max(0, min(task.runs, task.channels / task.size - first_run)), rounds = shape.rounds(task.runs);
   const bool scaled = task.scale != nullptr && !task.one_scale;
-  const float factor = task.scale != nullptr && task.one_scale ? widen(task.scale[0]) : 1.0f;
+  float factor = task.scale != nullptr && task.one_scale ? widen(task.scale[0]) : 1.0f;
   const int64_t step = static_cast<int64_t>(gridDim.x / task.ranks) * ROWS;
   int64_t first_row = static_cast<int64_t>(blockIdx.x / task.ranks) * ROWS;
 
   load_tile(task, shape, first_run, runs, first_row, ROWS, tiles);
   commit_copies();
-  for (int i = thread; i < 2 * ROWS; i += MIX_THREADS) maxima[i] = 0;
+  for (int i = thread; i < 3 * ROWS; i += MIX_THREADS) maxima[i] = 0;
+  uint32_t largest = 0;
   if (scaled) {
     for (int i = thread; i < task.runs * shape.wide; i += MIX_THREADS) {
       const int run = i / shape.wide, k = i % shape.wide;
       const bool there = run < runs && k < task.size;
       narrow(there ? widen(task.scale[static_cast<int64_t>(first_run + run) * task.size + k]) : 0.0f, scale[i]);
+      largest = max(largest, magnitude(widen(scale[i])));
+    }
+    // Products with the scale are taken apart into numbers of T, which holds them only where the scale is no larger than 1:
+    // a power of two above all of it waits until they are summed up.
+    if constexpr (MixShape<T>::STAGED) {
+      __syncthreads();
+      atomicMax(tops, largest);
+      __syncthreads();
+      const uint32_t exponent = tops[0] & 0x7f800000u;
+      if (exponent > 0 && exponent < 0x7f000000u) factor = __uint_as_float(exponent + 0x00800000u);
     }
   }
   if constexpr (MixShape<T>::STAGED) {
@@ -116,7 +127,7 @@ __global__ void __launch_bounds__(MIX_THREADS) mix_kernel(MixTask<T> task, Out o
       const int column = segment % shape.segments * SEGMENT;
       if constexpr (MixShape<T>::STAGED) {
         const uint32_t* const own = matrices + (task.matrix_step == 0 ? 0 : run - staged) * shape.matrix_words();
-        multiply_staged<T, TILES>(shape, x, factors, own, column, sums[round]);
+        multiply_staged<T, TILES>(shape, x, factors, 1.0f / factor, own, column, sums[round]);
       } else {
         const T* const own = task.matrix + (first_run + run) * task.matrix_step;
         multiply_floats<TILES>(shape, x, factors, own, task.size, column, sums[round]);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 
 #include "dense_cuda.cuh"
 #include "mix_kernel_cuda.cuh"
@@ -31,6 +32,22 @@ MixPlan mix_plan(const CudaTransform<T>& t, int ranks, int tiles, int buffers, b
   return {ranks, runs, tiles, buffers, resident, bytes};
 }
 
+// The most ranks that the device in use can run as a cluster; asked once for each device.
+template <class T>
+int most_ranks() {
+  static std::atomic<int> known[64];  // processors * 16 + ranks
+  const int processors = attribute(cudaDevAttrMultiProcessorCount);
+  int device = 0;
+  if (attribute(cudaDevAttrClusterLaunch) == 0 || cudaGetDevice(&device) != cudaSuccess) return 1;
+  std::atomic<int>& told = known[device % 64];
+  if (told / 16 != processors) {
+    int ranks = MOST_RANKS;
+    while (ranks > 1 && !holds_cluster(ranks, mix_kernel<Number<T>, 2, Rounded>, MIX_THREADS)) ranks /= 2;
+    told = processors * 16 + ranks;
+  }
+  return told % 16;
+}
+
 // Of rows that are rounded: as many ranks as there may be, and the first of the choices that fits. Matrices that do not stay
 // are read again for every tile: then many rows matter more than that the next ones are copied meanwhile.
 template <class T>
@@ -38,7 +55,7 @@ MixPlan rounded_plan(const CudaTransform<T>& t, int64_t rows) {
   constexpr int64_t FEWEST_CHANNELS = 128;  // of a rank, if there are several
   constexpr int64_t MUCH = 256 << 10;       // bytes of matrices
   if (t.hadamard || t.outer > 1 || t.inner > WIDEST_MIXED) return {};
-  const int most = attribute(cudaDevAttrClusterLaunch) != 0 ? attribute(cudaDevAttrMultiProcessorCount) : 1;
+  const int most = most_ranks<T>();
   constexpr struct {
     bool resident;
     int tiles, buffers;

@@ -110,7 +110,8 @@ class QuantizedMatMul {
   }
 
   void multiply_some(const Run& run, const Multiplication& multiplication, int64_t rows, T* y) const {
-    int8_t* const arranged = memory_to_arrange(multiplication.bytes());
+    const Arranged memory(multiplication.bytes());
+    int8_t* const arranged = memory.data();
     const double cost = static_cast<double>(shape_.K) / 16;
     run.parallel(multiplication.tiles(), cost * static_cast<double>(multiplication.tile_rows()), 1,
                  [&](int64_t first, int64_t last) { multiplication.arrange(first, last, arranged); });

@@ -10,6 +10,12 @@
 namespace catonnx {
 namespace {
 
+void* allocate_pages(int64_t bytes) {
+  void* const memory = std::aligned_alloc(64, static_cast<size_t>(round_up(bytes, 4096)));
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
 // Memory of one thread, which stays.
 class Kept {
  public:
@@ -17,10 +23,8 @@ class Kept {
     if (bytes > size_) {
       size_ = 0;
       memory_.reset();
-      const int64_t pages = round_up(bytes, 4096);
-      memory_.reset(std::aligned_alloc(64, static_cast<size_t>(pages)));
-      if (!memory_) throw std::bad_alloc();
-      size_ = pages;
+      memory_.reset(allocate_pages(bytes));
+      size_ = round_up(bytes, 4096);
     }
     return static_cast<uint8_t*>(memory_.get());
   }
@@ -86,7 +90,13 @@ const Kernel& kernel(Isa isa, int64_t rows) {
 
 }  // namespace
 
-int8_t* memory_to_arrange(int64_t bytes) { return reinterpret_cast<int8_t*>(arranged_rows.of(bytes)); }
+Arranged::Arranged(int64_t bytes) {
+  constexpr int64_t LITTLE = int64_t{1} << 20;  // of a thread: a server has many of them
+  if (bytes > LITTLE) own_ = allocate_pages(bytes);
+  data_ = reinterpret_cast<int8_t*>(own_ != nullptr ? static_cast<uint8_t*>(own_) : arranged_rows.of(bytes));
+}
+
+Arranged::~Arranged() { std::free(own_); }
 
 Multiplication::Multiplication(Isa isa, const Product& product, const int8_t* a, const float* a_scale, int64_t rows)
     : product_(product), kernel_(kernel(isa, rows)), a_(a), a_scale_(a_scale), rows_(rows) {}

@@ -97,10 +97,19 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute which, int value);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int device);
+struct cudaLaunchConfig_t;
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 // What allocates or waits is not here at all, but for this, which a stream that is being captured would not survive.
 inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
   return emulated::capturing ? cudaErrorStreamCaptureUnsupported : (std::memcpy(to, from, bytes), cudaSuccess);
+}
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* count, Kernel*, const cudaLaunchConfig_t* config) {
+  int processors = 0;
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0);
+  *count = processors / static_cast<int>(config->attrs[0].val.clusterDim.x);
+  return cudaSuccess;
 }
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments... arguments) {
