@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from types import FrameType
@@ -11,15 +12,21 @@ from catonnx.errors import INTERRUPTED
 
 def main() -> None:
     """Run the command line. Ctrl-C ends it without a traceback even while it is still being loaded."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    heard = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    if heard:
         signal.signal(signal.SIGINT, _end)
-    from catonnx.commands.app import run
+    try:
+        from catonnx.commands.app import run
 
-    run()
+        run()
+    finally:
+        if heard:  # what is left is to clean up
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """End at once: before a command has begun, and after it has ended, there is nothing to clean up."""
+    """End at once: before a command has begun there is nothing to clean up."""
     del number, frame
-    os.write(2, b"error: interrupted\n")
+    with contextlib.suppress(OSError):  # of a closed stderr
+        os.write(2, b"error: interrupted\n")
     os._exit(INTERRUPTED)

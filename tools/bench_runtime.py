@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 import models
-from catonnx.errors import CatonnxError, RuntimeUnavailableError
+from catonnx.errors import CatonnxError, RuntimeUnavailableError, UsageError
 from catonnx.ops.place import BUILD, BUILD_CUDA, has_cuda, library
 from catonnx.runtime.evaluate import disk_bytes
 from catonnx.runtime.probe import why_not
@@ -41,7 +41,7 @@ from tools.arguments import add_calibration, add_places
 from tools.child import ChildError, run
 from tools.machine import graphics_cards, surroundings
 from tools.runtime_models import INT4, SHAPES, Subject, chosen, make, random_subject, text_subject
-from tools.runtime_rows import PREFILL, in_groups, int4_of
+from tools.runtime_rows import OTHER_KERNEL, PREFILL, in_groups, int4_of
 from tools.stepping import Runner, Variant, open_runner, take_turns
 from tools.tables import Row, all_well, markdown, write_json
 
@@ -52,9 +52,8 @@ LLAMAS = ("1B", "3B", "8B")
 
 _OCCUPYING_TOKENS = 128
 
-_OTHER = "fpA_intB"
 _CUTLASS = {"ep.cuda.fpa_intb_gemm": "1"}
-"""Another kernel for MatMulNBits, which ONNX Runtime takes only on demand."""
+"""What demands it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     shapes = options.shape or (LLAMAS if options.provider == "cuda" else ())
     wanted = chosen("fp16" if shapes else "fp32", options.only, options.all)
+    if options.only and not wanted:
+        print(f"error: no model of ours is named {' or '.join(options.only)}", file=sys.stderr)
+        return UsageError.exit_code
     missing = _missing(options.provider, wanted)
     if missing:
         print(f"error: {missing}", file=sys.stderr)
@@ -148,7 +150,7 @@ def _opened(subject: Subject, paths: Mapping[str, Path], provider: str) -> tuple
     variants = {name: Variant(path, {}) for name, path in paths.items()}
     if provider == "cuda":
         products = [name for name in paths if name == INT4 or "w4a16" in name]
-        variants |= {f"{name}, {_OTHER}": Variant(paths[name], _CUTLASS) for name in products}
+        variants |= {f"{name}, {OTHER_KERNEL}": Variant(paths[name], _CUTLASS) for name in products}
     refusals: tuple[type[Exception], ...] = (CatonnxError, *runtime_errors())
     found, rows = {}, []
     for name, variant in variants.items():
@@ -157,7 +159,7 @@ def _opened(subject: Subject, paths: Mapping[str, Path], provider: str) -> tuple
             runner.step(subject.tokens[np.newaxis])
         except refusals as error:
             told = " ".join(str(error).split())
-            needed = not name.endswith(_OTHER)  # that kernel has its limits
+            needed = not name.endswith(OTHER_KERNEL)  # that kernel has its limits
             rows.append(Row(runtime_rows.group_of(subject, "tokens/s"), name, f"does not run: {told}", failed=needed))
         else:
             found[name] = runner
@@ -169,12 +171,13 @@ def _timed(subject: Subject, runners: Mapping[str, Runner], sizes: Sizes) -> dic
     times: dict[str, dict[str, tuple[float, ...]]] = {name: {} for name in runners}
     for batch in sizes.batches:
         print(f"timing: {batch} texts", file=sys.stderr, flush=True)
+        context = len(subject.tokens) // 4
         turns = take_turns(
             runners,
             subject.tokens,
             rounds=sizes.rounds,
-            context=len(subject.tokens) // 4,
-            decoded=sizes.steps(batch),
+            context=context,
+            decoded=min(sizes.steps(batch), len(subject.tokens) - context - 2),
             batch=batch,
             prefill=batch == 1,
             most_seconds=sizes.most_seconds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -194,7 +195,8 @@ def report_of(path: Path) -> dict[str, Any]:
 
 
 def _made(subject: Subject, folder: Path, name: str, job: str, arguments: Mapping[str, Any]) -> Path:
-    out = folder / name.replace(" ", "_").replace(",", "")
+    made_of = json.dumps([str(subject.folder), job, arguments], sort_keys=True, default=str)
+    out = folder / f"{name.replace(' ', '_').replace(',', '')}-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}"
     if not (out / "model.onnx").exists():
         print(f"making: {name}", file=sys.stderr, flush=True)
         run(job, {"model": str(subject.folder), "out": str(out), **arguments})

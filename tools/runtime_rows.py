@@ -11,6 +11,9 @@ from tools.stepping import median_ratio
 from tools.tables import Row
 
 PREFILL = "prefill"
+OTHER_KERNEL = "fpA_intB"
+"""Another one for MatMulNBits on CUDA, which ONNX Runtime takes only on demand."""
+
 SIZE_BOUND = 1.02
 
 Times = Mapping[str, Mapping[str, Sequence[float]]]
@@ -59,7 +62,7 @@ def _demands(subject: Subject, name: str, phase: str, provider: str) -> list[tup
     cuda = provider == "cuda"
     if phase != PREFILL:
         bounded = cuda and phase == "decode 1" and name.startswith("op w4a16")
-        return [(INT4, 0.97 if bounded else None)]
+        return [(peer, 0.97 if bounded else None) for peer in (INT4, f"{INT4}, {OTHER_KERNEL}")]
     bounded = cuda and rounds_activations and subject.width >= _WIDE
     return [("fp16", 1.5 if bounded else None)]
 
@@ -109,7 +112,7 @@ def memories(subject: Subject, found: Mapping[str, Mapping[str, int | None]]) ->
     for name, taken in found.items():
         kinds = ", ".join(f"{kind.replace('_', ' ')} {size / 1e6:.0f} MB" for kind, size in taken.items() if size)
         own, peer = taken["after_runs"], found.get(int4_of(subject, name), {}).get("after_runs")
-        if name not in in_groups(found) or own is None or not peer:
+        if name not in in_groups(found) or own is None or peer is None or min(own, peer) <= 0:
             rows.append(Row(group_of(subject, "memory"), name, kinds or "not told here", values=taken))
             continue
         ratio = own / peer

@@ -123,7 +123,12 @@ def take_turns(
         batch: Copies of the text at once.
         prefill: Also time that.
         most_seconds: After that time no further round begins, but for the first one that counts.
+
+    Raises:
+        ValueError: there are too few tokens.
     """
+    if len(tokens) < context + decoded + 2:
+        raise ValueError(f"{len(tokens)} tokens are fewer than {context} and {decoded} to decode, and 2")
     names, texts = list(runners), np.repeat(tokens[np.newaxis], batch, axis=0)
     first = runners[names[0]]
     first.start()

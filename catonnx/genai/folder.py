@@ -15,7 +15,7 @@ from catonnx.genai.decoder import Decoder, decoder_of
 from catonnx.genai.tokenizer import mended, mended_config
 from catonnx.graph import load
 from catonnx.graph.operators import DOMAIN
-from catonnx.ops.place import BUILD, NAME, library
+from catonnx.ops.place import BUILD, NAME, has_cuda, library
 from catonnx.recipe import Recipe
 
 CONFIG_FILE = "genai_config.json"
@@ -127,14 +127,16 @@ def _add_library(stage: Path, options: dict[str, Any], decoder: Decoder | str) -
     instead = "our operators run as the functions that the model holds"
     if options.get("custom_ops_library", NAME) != NAME:
         return (f"{instead}: the config names another library, {options['custom_ops_library']}",)
-    if isinstance(decoder, Decoder) and decoder.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
-        return (f"{instead}: the library has no kernels for {decoder.dtype}",)
     try:
         built = library()
     except CatonnxError as error:
         return (f"{instead}: {error}",)
     if built is None:
         return (f"{instead}: the library is not built; {BUILD} builds it",)
+    if isinstance(decoder, Decoder) and decoder.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        on_cuda = any("cuda" in one for one in options.get("provider_options", ())) and has_cuda(built)
+        if decoder.dtype != ir.DataType.BFLOAT16 or not on_cuda:
+            return (f"{instead}: the library has no kernels for {decoder.dtype} where this runs",)
     # onnxruntime-genai loads no library from outside of the folder.
     shutil.copyfile(built, stage / NAME)
     options["custom_ops_library"] = NAME

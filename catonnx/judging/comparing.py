@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -167,8 +168,10 @@ def compare_on_text(
     lead = _Subject(first, paths[first], home, stream, list(rows))
     counted = _Counted(progress, len(rows) * len(names))
     compared: dict[str, Compared] = {}
-    with blaming_length(home), reference(lead.path, lead.rows, provider=provider, progress=counted) as kept:
-        alone = evaluate(lead.path, lead.rows[:1], provider=provider)  # its perplexity is known: one row for the speeds
+    with contextlib.ExitStack() as held:
+        with blaming_length(home):
+            kept = held.enter_context(reference(lead.path, lead.rows, provider=provider, progress=counted))
+            alone = evaluate(lead.path, lead.rows[:1], provider=provider)  # its perplexity is known: one row is enough
         figures = dataclasses.replace(alone, rows=len(rows), perplexity=kept.perplexity)
         texts = _written(lead, prompts, provider)
         compared[first] = Compared(first, figures, _bits_per_byte(figures, lead.rows, size), "", texts)

@@ -16,12 +16,6 @@ from catonnx.reporting.svg import element, shown
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """A browser that follows it loads nothing and runs nothing, whatever a model's names may hold."""
 
-_SCHEMES = {
-    "w4a16": "4-bit weights",
-    "w4a8": "4-bit weights, 8-bit activations",
-    "w4a4": "4-bit weights and activations",
-}
-
 
 def page(report: Report, measured: Sequence[Measured] = ()) -> str:
     """Return the page of a report.

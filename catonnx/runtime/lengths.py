@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +12,15 @@ from catonnx.errors import CalibrationError, CatonnxError
 from catonnx.runtime.sessions import RunError
 from catonnx.runtime.text import named_length
 
+_WANT_OF_MEMORY = re.compile(r"out of memory|alloc", re.IGNORECASE)
+
 
 @contextlib.contextmanager
 def blaming_length(*folders: Path, advice: str = "take a seq_len of {} or less") -> Iterator[None]:
     """Say of a model that failed on a text that this is longer than its configuration allows, if it is.
 
-    The configuration alone decides nothing: positions that are computed, and not read from a table, have no end. So what
-    ONNX Runtime said is told too.
+    The configuration alone decides nothing: positions that are computed, and not read from a table, have no end. Want
+    of memory is told as what it is.
 
     Args:
         folders: Of the models that run, where their config.json lies; one without a readable one says nothing.
@@ -30,13 +33,14 @@ def blaming_length(*folders: Path, advice: str = "take a seq_len of {} or less")
     try:
         yield
     except RunError as error:
-        lengths = {folder: _length(folder) for folder in folders} if error.tokens else {}
+        blamed = folders if error.tokens and not _WANT_OF_MEMORY.search(error.what) else ()
+        lengths = {folder: _length(folder) for folder in blamed}
         # Of several models the one with the shortest is the one that failed.
         folder, most = min(lengths.items(), key=lambda item: item[1], default=(None, math.inf))
         if folder is None or error.tokens <= most:
             raise
         raise CalibrationError(
-            f"the model failed on a text of {error.tokens} tokens, and its configuration allows {most}: {error.what}",
+            f"the model failed on a text of {error.tokens} tokens, and its configuration allows {most}",
             where=folder,
             hint=advice.format(most),
         ) from error

@@ -131,6 +131,20 @@ def test_an_ignored_signal_is_ignored_while_the_command_line_is_loaded() -> None
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_an_interruption_after_the_command_cuts_no_clean_up_short() -> None:
+    code = """
+import atexit, os, signal, sys
+atexit.register(print, "cleaned up")
+atexit.register(os.kill, os.getpid(), signal.SIGINT)  # the last one to be registered runs first
+sys.argv[1:] = ["--version"]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from catonnx.cli import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr, ended.stdout.splitlines()[-1]) == (0, "", "cleaned up")
+
+
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Put signal handlers back: after an interruption the command line leaves its own, for its process ends."""

@@ -81,6 +81,38 @@ def test_a_failure_on_a_text_that_may_be_so_long_stays_what_it_is(
     assert caught.value is failure
 
 
+@pytest.mark.parametrize("told", ["CUDA out of memory", "Failed to allocate memory for requested buffer of size 8"])
+def test_want_of_memory_is_not_the_length(told: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 16}', encoding="utf-8")
+    failure = RunError(told)
+    failure.tokens = 17
+    with pytest.raises(RunError) as caught, blaming_length(tmp_path):
+        raise failure
+    assert caught.value is failure
+
+
+def test_an_unreadable_configuration_hides_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    failure = RunError("a node failed")
+    failure.tokens = 17
+    with pytest.raises(RunError) as caught, blaming_length(tmp_path):
+        raise failure
+    assert caught.value is failure
+
+
+def test_of_two_models_the_shorter_one_is_named(tmp_path: Path) -> None:
+    for name, length in (("long", 16), ("short", 8)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"max_position_embeddings": length}), encoding="utf-8")
+    failure = RunError("a node failed")
+    failure.tokens = 17
+    with (
+        pytest.raises(CalibrationError, match=r"allows 8 \(.*short"),
+        blaming_length(tmp_path / "long", tmp_path / "short"),
+    ):
+        raise failure
+
+
 def test_a_failure_keeps_its_length_wherever_it_is_told_from(tiny_bert: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 16}', encoding="utf-8")
     failure = _failure(tiny_bert, 17)
