@@ -91,7 +91,9 @@ template <class T>
 void kronecker_run(const TransformView& view, const T* x, const float* scale, float* scratch, T* y) {
   const int64_t outer = view.outer, inner = view.inner, width = padded(inner);
   float *const half = scratch, *const out = half + outer * width, *const rest = out + outer * width;
-  if (view.hadamard) {
+  if (view.hadamard && width == inner) {
+    hadamard(x, scale, view.run, inner, rest, half);
+  } else if (view.hadamard) {
     for (int64_t i = 0; i < outer; ++i) {
       hadamard(x + i * inner, scale + i * inner, inner, inner, rest, half + i * width);
     }
