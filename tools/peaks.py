@@ -15,7 +15,8 @@ from catonnx.errors import RuntimeUnavailableError
 from catonnx.ops.build import INSTALL_COMPILER, find_compiler
 
 _SOURCE = Path(__file__).with_name("peaks.cpp")
-_ROUNDS = 100_000
+_ROUNDS = 1_000_000
+"""Of the loop: milliseconds, beside which it does not count that other threads are woken."""
 
 
 class Peaks:
