@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from tokenizers import Tokenizer
 
@@ -16,7 +18,7 @@ import catonnx
 import models
 from catonnx.errors import UsageError
 from catonnx.genai.config import session_options
-from catonnx.genai.decoder import decoder_of
+from catonnx.genai.decoder import Decoder, decoder_of
 from catonnx.genai.folder import _add_library, prepare
 from catonnx.graph.load import find
 from catonnx.graph.load import read as read_model
@@ -150,6 +152,26 @@ def test_a_library_that_is_named_wrongly_is_told(
     options = session_options({"model": {"decoder": {}}})
     assert "names a file that is not there" in _add_library(tmp_path, options, decoder)[0]
     assert "another library, mine.so" in _add_library(tmp_path, {"custom_ops_library": "mine.so"}, decoder)[0]
+
+
+@pytest.mark.parametrize(
+    ("provider", "kernels", "taken"), [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)]
+)
+def test_bfloat16_takes_the_library_only_where_its_kernels_run(
+    provider: str, kernels: bool, taken: bool, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, stage = tmp_path / "built.so", tmp_path / "stage"
+    built.write_bytes(b"")
+    stage.mkdir()
+    monkeypatch.setattr("catonnx.genai.folder.library", lambda: built)
+    monkeypatch.setattr("catonnx.genai.folder.has_cuda", lambda path: kernels and path == built)
+    decoder = decoder_of(read_model(tiny_llama / "model.onnx"))
+    assert isinstance(decoder, Decoder)
+    decoder = dataclasses.replace(decoder, dtype=ir.DataType.BFLOAT16)
+    options: dict[str, Any] = {"provider_options": [{provider: {}}]}
+    told = _add_library(stage, options, decoder)[0]
+    assert ("no kernels for BFLOAT16" not in told) == ("custom_ops_library" in options) == taken
+    assert any(stage.iterdir()) == taken
 
 
 def test_a_genai_folder_stays_one(tiny_llama: Path, tmp_path: Path) -> None:
