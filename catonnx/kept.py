@@ -60,7 +60,9 @@ class Kept:
         np.savez(buffer, **dict(arrays or {}))
         part = path.with_suffix(_PART)
         try:
-            part.write_bytes(buffer.getbuffer())
+            # Let go of, whatever happens: a view in a traceback crashes the garbage collection of Python 3.12.1.
+            with part.open("wb") as file, buffer.getbuffer() as view:
+                file.write(view)
             part.replace(path)
         except OSError as error:
             raise OutputError(

@@ -83,7 +83,7 @@ def _candidates(matrix: Hadamard, reach: int) -> Iterator[tuple[str, Transform]]
     for name, square in ((DCT, dct(np.eye(reach), norm="ortho")), (RANDOM, ortho_group.rvs(reach, random_state=0))):
         yield name, Transform((Blocks(np.repeat(square[None], width // reach, axis=0)),))
     for _ in range(PATTERNS):
-        yield SIGNS, Transform((Scale(generator.choice([-1.0, 1.0], width)), matrix))
+        yield SIGNS, Transform((Scale(generator.choice(np.array([-1.0, 1.0]), width)), matrix))
 
 
 def table(found: Mapping[str, Mapping[str, Sequence[Gains]]]) -> str:

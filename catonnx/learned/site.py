@@ -92,7 +92,8 @@ class SiteSample:
             energy = np.einsum("nc,nc->n", outputs, outputs, dtype=np.float64)
             energies += energy / energy.mean() if energy.any() else 0
         # A row without output would count without bound.
-        counts = np.maximum(energies, max(1e-6 * energies.mean(), np.finfo(np.float32).tiny)) ** -ROW_POWER
+        least = max(1e-6 * float(energies.mean()), float(np.finfo(np.float32).tiny))
+        counts = np.maximum(energies, least) ** -ROW_POWER
         return np.asarray(counts / counts.mean(), dtype=np.float32)
 
     def some_columns(self, count: int, generator: np.random.Generator) -> list[Columns]:

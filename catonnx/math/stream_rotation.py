@@ -49,7 +49,7 @@ class StreamRotation:
             keeps_mean: Whether the sum over channels has to stay what it is.
         """
         generator = np.random.default_rng(seed)
-        signs = generator.choice([-1.0, 1.0], size=(2, width))
+        signs = generator.choice(np.array([-1.0, 1.0]), size=(2, width))
         order = largest_hadamard_order(width)
         mixing: Hadamard | Kronecker = Hadamard(width, order)
         if order < width:

@@ -27,7 +27,7 @@ from catonnx.math.hadamard import hadamard_matrix, has_hadamard, kronecker_pair
 
 # Well-conditioned on purpose: these tests are about algebra, and see each mistake far above the rounding of float64.
 def random_scale(rng: np.random.Generator, width: int) -> Scale:
-    return Scale(rng.choice([-1.0, 1.0], width) * np.exp(rng.uniform(-1, 1, width)))
+    return Scale(rng.choice(np.array([-1.0, 1.0]), width) * np.exp(rng.uniform(-1, 1, width)))
 
 
 def random_blocks(rng: np.random.Generator, count: int, block: int) -> Blocks:
