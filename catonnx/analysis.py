@@ -40,6 +40,7 @@ class Opened:
         absorptions: What the graph can take up before each of these, by name.
         recipe: The wish that it was opened for.
         turned: What became of its residual streams, for people; empty if they were not to be turned.
+        narrowed: What became of its float32, for people; empty if it stayed what it was.
         tables: Linears to be rounded whose weight an embedding shares, if the recipe wants it shared -> the table.
         alike: Linears to be rounded whose weight other linears share -> a number for each such weight.
         leaders: Sites of such linears -> the one whose plan they follow: weights stay alike if their bases do.
@@ -51,6 +52,7 @@ class Opened:
     absorptions: Mapping[str, Absorption]
     recipe: Recipe
     turned: tuple[str, ...] = ()
+    narrowed: tuple[str, ...] = ()
     tables: Mapping[Linear, TiedTable] = dataclasses.field(default_factory=dict)
     alike: Mapping[Linear, int] = dataclasses.field(default_factory=dict)
     leaders: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -95,7 +97,7 @@ def analyse(model: ir.Model, recipe: Recipe) -> Opened:
     tables = {linears[table.product]: table for table in tied if table.product in linears}
     numbers |= shared_inside((site for site in sites if site.inside), first=len(numbers))
     alike = {linear: numbers[node] for node, linear in linears.items() if node in numbers}
-    opened = Opened(model, found, sites, {}, recipe, turned, tables, alike, _leaders(sites, alike))
+    opened = Opened(model, found, sites, {}, recipe, turned, (), tables, alike, _leaders(sites, alike))
     absorptions = trace_sites(found.sites, shapes, change_caches=change_caches)
     own = {name: _without_shared(name, absorption, opened) for name, absorption in absorptions.items()}
     return dataclasses.replace(opened, absorptions=own)

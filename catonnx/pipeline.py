@@ -24,6 +24,7 @@ from catonnx.graph.absorb_walk import continued_input
 from catonnx.graph.outputs import with_outputs
 from catonnx.graph.save import RESULT_MARK, copy_companions, is_inside, spilling, write_model
 from catonnx.measures import Clock, bytes_of, peak_memory, versions
+from catonnx.narrowing import narrowed
 from catonnx.outcome import Shifts, observer, rows_of
 from catonnx.planning.allocation import Allotment, decide
 from catonnx.planning.plancheck import check_form, check_plan
@@ -121,15 +122,21 @@ def optimize(
                 return report
             check_types(opened)
             check_weights(opened)
-            if plan is not None:
-                check_plan(plan, opened.sites, opened.absorptions, opened.tied)
-                check_form(plan, recipe, opened.sites)
-        graph_model, linears = opened.model, tuple(linear for site in opened.sites for linear in site.selected)
-
         with clock("calibrate"):
             fits = recipe.needs_moments if plan is None else recipe.rounds_by_data
             samples = recipe.samples if fits else VERIFIED_RUNS
             feeds = calibration_feeds(reference, source, opened, recipe, samples, progress, kept)
+            verified = [shortened(run, VERIFIED_TOKENS, graph_inputs(opened.model)) for run in feeds[:VERIFIED_RUNS]]
+
+        if recipe.dtype == "float16":
+            with clock("narrow"):
+                opened = narrowed(opened, reference, verified, work, progress)
+        if plan is not None:
+            check_plan(plan, opened.sites, opened.absorptions, opened.tied)
+            check_form(plan, recipe, opened.sites)
+        graph_model, linears = opened.model, tuple(linear for site in opened.sites for linear in site.selected)
+
+        with clock("calibrate"):
             measured = Checkpoint(space.live / "measured")
             moments = measure_sites(opened, work, feeds, recipe, progress, kept, measured) if fits else {}
 
@@ -150,7 +157,7 @@ def optimize(
         compared = [str(value.name) for value in graph_model.graph.outputs if value.name not in changed_caches]
         verifying = Verifier(
             Unwritten(load.runnable(reference), work, reference),
-            [shortened(run, VERIFIED_TOKENS, graph_inputs(graph_model)) for run in feeds[:VERIFIED_RUNS]],
+            verified,
             compared,
             # The branch that continues from a cache is seen in no other way.
             continued=bool(changed_caches)
@@ -165,6 +172,7 @@ def optimize(
                 transformed,
                 {site.dtype.name.lower() for site in opened.sites},
                 lambda: _site_models(opened, chosen, work),
+                *(["--dtype source keeps float32"] if opened.narrowed else []),
             )
 
         rounded: dict[str, RoundedSite] = {}
@@ -209,6 +217,7 @@ def optimize(
             sites=rows_of(opened, chosen, predictions, rounded),
             left=opened.left_alone(),
             turned=opened.turned,
+            narrowed=opened.narrowed,
             changed_caches=changed_caches,
             not_copied=not_copied,
             genai=for_genai,
@@ -290,15 +299,16 @@ def _site_models(opened: Opened, plan: Plan, work: Path) -> tuple[Unwritten, Unw
     """Return the source and the transformed model with the activation that every linear reads as outputs."""
     before = analyse(load.load(work / load.COPY), opened.recipe)
     plans = plan.by_site()
+    sources = {linear.name: site for site in before.sites for linear in site.linears}
     sites = [site for site in opened.sites if not site.inside]  # the others are no values of the main graph
-    dtypes = [site.dtype for site in sites]
-    old_names = [site.name for site in before.sites if not site.inside]
+    # What became float16 has the sites of the source, under other names where a Cast stands before them.
+    old_sites = [sources[site.linears[0].name] for site in sites]
     new_values = [site.linears[0].node.inputs[0] for site in sites]
     new_names = [str(value.name) for value in new_values if value is not None]
-    old = with_outputs(before.model, dict(zip(old_names, dtypes, strict=True)))
-    new = with_outputs(opened.model, dict(zip(new_names, dtypes, strict=True)))
+    old = with_outputs(before.model, {site.name: site.dtype for site in old_sites})
+    new = with_outputs(opened.model, dict(zip(new_names, (site.dtype for site in sites), strict=True)))
     pairs = [
-        SitePair(site.name, old, new, plans[site.name].transform(site.width).apply)
-        for site, old, new in zip(sites, old_names, new_names, strict=True)
+        SitePair(site.name, old_site.name, name, plans[site.name].transform(site.width).apply)
+        for site, old_site, name in zip(sites, old_sites, new_names, strict=True)
     ]
     return Unwritten(old, work), Unwritten(new, work), pairs

@@ -117,6 +117,7 @@ class Report:
         versions: Versions of everything that had a hand in it.
         plan: The plan that was applied; not part of the JSON.
         genai: What was done for onnxruntime-genai, and what is missing for it.
+        narrowed: What became float16, and what did not; empty if all stayed as it was.
     """
 
     source: str
@@ -141,6 +142,7 @@ class Report:
     versions: dict[str, str]
     plan: Plan = dataclasses.field(repr=False)
     genai: tuple[str, ...] = ()
+    narrowed: tuple[str, ...] = ()
 
     def kinds(self) -> tuple[KindRow, ...]:
         """Return the sites summed up by kind."""

@@ -21,7 +21,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 KEYS = {
     "format", "source", "out", "digest", "recipe", "unchanged", "sites", "left", "turned", "changed_caches",
     "not_copied", "verification", "steps", "size_before", "size_after", "peak_memory", "multiply_adds",
-    "online_multiply_adds", "dampings", "calibration_rows", "versions", "genai",
+    "online_multiply_adds", "dampings", "calibration_rows", "versions", "genai", "narrowed",
 }  # fmt: skip
 SITE_KEYS = {
     "site", "linears", "shapes", "absorbed", "online", "why", "sqnr_before", "sqnr_after", "sqnr_weights",

@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("catonnx.analysis",),
     ("catonnx.planning",),
     ("catonnx.report",),
-    ("catonnx.rounders", "catonnx.outcome", "catonnx.calibrating", "catonnx.rewriting"),
+    ("catonnx.narrowing", "catonnx.rounders", "catonnx.outcome", "catonnx.calibrating", "catonnx.rewriting"),
     ("catonnx.workspace", "catonnx.unchanged", "catonnx.reporting"),
     ("catonnx.pipeline",),
     ("catonnx.judging", "catonnx.inspection", "catonnx.doctor", "catonnx.hub.quantizer"),

@@ -60,6 +60,7 @@ def test_every_field_can_be_said(tmp_path: Path) -> None:
         "exclude": ("z",),
         "lm_head": True,
         "tied_embeddings": None,
+        "dtype": "float16",
         "provider": "cuda",
         "seed": 5,
     }
@@ -87,7 +88,7 @@ def test_every_field_can_be_said(tmp_path: Path) -> None:
         ("damping = 1", {"damping": 1.0}),
         ('calibration = "self"', {"calibration": "self"}),
         ('target = "cpu"\nlm_head = true', {**TARGETS["cpu"], "lm_head": True}),
-        ('target = "cuda"', dict(TARGETS["cuda"])),
+        ('target = "cuda"', {**TARGETS["cuda"], "dtype": "float16"}),
         ('preset = "best"', dict(PRESETS["best"])),
         ('preset = "best"\nrounding = "sequential"', {"rounding": "sequential"}),
         ('form = "integer"\nscheme = "w4a8"', {"form": "integer", "scheme": "w4a8", "group_size": None}),

@@ -16,6 +16,7 @@ from catonnx.commands.options import (
     ClipOption,
     CorrectBiasOption,
     DampingOption,
+    DtypeOption,
     EightOption,
     ExcludeOption,
     FileNameOption,
@@ -105,6 +106,7 @@ def optimize_command(
     exclude: ExcludeOption = None,
     lm_head: LmHeadOption = None,
     tied_embeddings: TiedEmbeddingsOption = None,
+    dtype: DtypeOption = None,
     provider: ProviderOption = None,
     seed: SeedOption = None,
     json_file: Annotated[

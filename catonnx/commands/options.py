@@ -11,6 +11,7 @@ from catonnx.recipe import (
     ActivationRange,
     Activations,
     Caches,
+    Dtype,
     Form,
     Online,
     Provider,
@@ -186,6 +187,13 @@ SamplesOption = Annotated[
 SeqLenOption = Annotated[
     int | None,
     typer.Option(min=2, metavar="N", help="Tokens in each, BOS included.", show_default=str(_DEFAULT.seq_len)),
+]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option(
+        help="Of what is float32: as in the source, or float16 where that holds its numbers, caches included.",
+        show_default="source; float16 for provider cuda",
+    ),
 ]
 ProviderOption = Annotated[
     Provider | None, typer.Option(help="Where ONNX Runtime runs.", show_default=_DEFAULT.provider)

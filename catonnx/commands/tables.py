@@ -183,6 +183,7 @@ def _report_facts(report: Report) -> list[tuple[str, str]]:
     facts += _reasons("left alone", [reason for _, _, reason in report.left])
     facts += _reasons("remarks", [*checked.get("remarks", ()), *(row.why for row in report.sites if row.why)])
     facts += [("" if index else "turned", text) for index, text in enumerate(report.turned)]
+    facts += [("" if index else "type", text) for index, text in enumerate(report.narrowed)]
     if report.changed_caches:
         names = ", ".join(name for name, _ in summed_up(report.changed_caches))
         count = len(report.changed_caches)

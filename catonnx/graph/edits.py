@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from catonnx.errors import VerificationError
+from catonnx.errors import ModelError, VerificationError
 from catonnx.graph.constants import constant_shape, constant_source, constant_type
 
 Compute = Callable[[], np.ndarray]
@@ -143,6 +143,33 @@ def set_mapped(graph: ir.Graph, names: Names, node: ir.Node, index: int, axis: i
         return ir.Tensor(result, dtype=dtype)
 
     _set_lazy(graph, names, node, index, compute, realize, shape, dtype, wanted)
+
+
+def retyped(value: ir.Value, dtype: ir.DataType) -> ir.TensorProtocol:
+    """Return a constant in another type, computed when it is needed; folds go on from the numbers that it has now.
+
+    Raises:
+        ModelError: when it is needed, if the type does not hold one of its numbers.
+    """
+    shape = constant_shape(value)
+    assert shape is not None, f"{value.name} is no constant"
+    name, read = value.name, _reader(value)
+
+    def realize() -> ir.TensorProtocol:
+        exact = read()
+        with np.errstate(over="ignore"):
+            array = exact.astype(dtype.numpy())
+        if not np.isfinite(array).all() and np.isfinite(exact).all():
+            raise ModelError(
+                f"its numbers reach {np.abs(exact).max():.1e} and overflow {dtype.name.lower()}",
+                where=f"constant {name}",
+                hint="keep the model's own type: --dtype source",
+            )
+        return ir.Tensor(array, dtype=dtype)
+
+    tensor = ir.LazyTensor(realize, dtype=dtype, shape=ir.Shape(shape), name=name, cache=False)
+    tensor.meta[_FLOAT64] = float64_of(value)
+    return tensor
 
 
 def weighted_sum(value: ir.Value, axis: int, weights: np.ndarray) -> np.ndarray:

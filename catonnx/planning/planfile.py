@@ -21,7 +21,7 @@ from catonnx.files import write_whole
 from catonnx.planning.siteplan import Plan
 from catonnx.recipe import Recipe
 
-FORMAT = 3
+FORMAT = 4
 """Version of the layout."""
 
 SHAPING = (
@@ -42,6 +42,7 @@ SHAPING = (
     "keep_8bit",
     "target_bits",
     "tied_embeddings",
+    "dtype",
 )
 """What of a recipe has become factors, bits and ranges: a saved plan brings its own."""
 

@@ -14,6 +14,7 @@ TransformName = Literal["none", "smoothquant", "scale", "hadamard", "cat", "wush
 Form = Literal["qdq", "nbits", "integer", "op"]
 Online = Literal["all", "none"]
 Provider = Literal["cpu", "cuda"]
+Dtype = Literal["source", "float16"]
 Caches = Literal["transformed", "exact"]
 Rounding = Literal["nearest", "mse", "gptq", "sequential"]
 Scales = Literal["signed", "positive"]
@@ -73,6 +74,8 @@ class Recipe:
         lm_head: Whether the output head is rounded too.
         tied_embeddings: Bits of a table that embedding and output head share: rounded in the basis that it has, stored
             once for both. None leaves the embedding in float, and the head with it unless `lm_head`.
+        dtype: Whether what is float32 stays so, as in the `source`, or becomes `float16` where that holds its numbers,
+            caches included; other inputs and outputs stay.
         provider: Where calibration runs and the result is meant to run.
         seed: Of everything random.
 
@@ -111,6 +114,7 @@ class Recipe:
     exclude: tuple[str, ...] = ()
     lm_head: bool = False
     tied_embeddings: Literal[4, 8] | None = None
+    dtype: Dtype = "source"
     provider: Provider = "cpu"
     seed: int = 0
 
@@ -200,5 +204,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "activations": get_args(Activations),
     "activation_range": get_args(ActivationRange),
     "form": get_args(Form),
+    "dtype": get_args(Dtype),
     "provider": get_args(Provider),
 }

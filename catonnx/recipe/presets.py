@@ -56,6 +56,8 @@ def settled(wishes: Mapping[str, Any]) -> dict[str, Any]:
     whole |= own
     if "correct_bias" not in own and (whole.get("rounding") == "sequential" or whole.get("scheme") == "float"):
         whole.pop("correct_bias", None)  # a preset's, and there would be nothing to do for it
+    if whole.get("provider") == "cuda":
+        whole.setdefault("dtype", "float16")
     if whole.get("form") == "integer":
         whole.setdefault("group_size", None)
     if whole.get("form") == "op" and whole.get("scheme") in ("w4a8", "w4a4"):

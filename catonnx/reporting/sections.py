@@ -39,6 +39,7 @@ def _done(report: Report, _: Sequence[Measured]) -> list[str]:
                              f"{spelled(sum(row.bytes_after for row in report.sites))} after"),
         ("calibration", shown(_calibration(report.recipe), 400)),
         *([("residual streams", shown("; ".join(report.turned), 400))] if report.turned else []),
+        *([("type", shown("; ".join(report.narrowed), 400))] if report.narrowed else []),
     ]  # fmt: skip
     if report.unchanged:
         rows = [*rows[:3], ("unchanged", shown(report.unchanged, 400))]

@@ -8,13 +8,15 @@ import numpy as np
 import onnx_ir as ir
 
 from catonnx.errors import CalibrationError
-from catonnx.runtime.feeds import InputSpec, graph_inputs
+from catonnx.runtime.feeds import PAST_PREFIX, InputSpec, graph_inputs
 from catonnx.runtime.sessions import PROVIDER_NAMES, quiet_run, run_failure, runtime_errors
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 LOGITS = "logits"
+PRESENT_PREFIXES = ("present.", "present_key_values.")
+"""How the names of outputs begin that a cache goes on with."""
 
 
 class Decoder:
@@ -84,6 +86,11 @@ def can_be_continued(model: ir.Model) -> bool:
         return False
 
 
+def is_cache_name(name: str) -> bool:
+    """Whether an input or output is part of a cache, by the names that exporters give: callers hand it on unseen."""
+    return name.startswith((PAST_PREFIX, *PRESENT_PREFIXES))
+
+
 def present_name(past_name: str, outputs: set[str]) -> str:
     """Return the output that holds what the cache input `past_name` must be fed in the next step.
 
@@ -91,7 +98,7 @@ def present_name(past_name: str, outputs: set[str]) -> str:
         CalibrationError: there is none among `outputs`.
     """
     rest = past_name.removeprefix("past_key_values.")
-    for candidate in (f"present.{rest}", f"present_key_values.{rest}"):
+    for candidate in (f"{prefix}{rest}" for prefix in PRESENT_PREFIXES):
         if candidate in outputs:
             return candidate
     raise CalibrationError(f"no output continues the cache input {past_name}", hint=f"expected present.{rest}")

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Feeds = dict[str, np.ndarray]
 
 _NPZ_HINT = "give ready-made inputs in an .npz file with one array '<sample>/<input name>' per sample and input"
-_PAST_PREFIX = "past_key_values."
+PAST_PREFIX = "past_key_values."
+"""How the names of inputs begin that hold a cache."""
 _BROKEN = (EOFError, MemoryError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 """What numpy and zipfile raise where an archive, its compression or an array's header is not sound."""
 _TOKEN_INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "token_type_ids", "use_cache_branch"})
@@ -105,18 +106,18 @@ class InputSpec:
                 f"the model has no input_ids, so text cannot be fed to it (inputs: {', '.join(names)})", hint=_NPZ_HINT
             )
         for item in inputs:
-            if item.name not in _TOKEN_INPUTS and not item.name.startswith(_PAST_PREFIX):
+            if item.name not in _TOKEN_INPUTS and not item.name.startswith(PAST_PREFIX):
                 raise CalibrationError(
                     "text does not determine the value of an input", where=f"input {item.name}", hint=_NPZ_HINT
                 )
-            if item.name.startswith(_PAST_PREFIX):
+            if item.name.startswith(PAST_PREFIX):
                 _check_past(item)
         return cls(inputs)
 
     @cached_property
     def past_names(self) -> tuple[str, ...]:
         """The key and value inputs of the cache, in the model's order; empty if it has none."""
-        return tuple(item.name for item in self.inputs if item.name.startswith(_PAST_PREFIX))
+        return tuple(item.name for item in self.inputs if item.name.startswith(PAST_PREFIX))
 
     @property
     def has_cache(self) -> bool:
@@ -195,6 +196,15 @@ def load_npz_feeds(path: str | Path, inputs: Sequence[ModelInput]) -> list[Feeds
     for sample in ordered:
         check_feeds(samples[sample], inputs, where=f"{path}, sample {sample}")
     return [samples[sample] for sample in ordered]
+
+
+def as_taken(feeds: Feeds, inputs: Iterable[ModelInput]) -> Feeds:
+    """Return inputs with their floats in the types that a model takes: two models may differ in those of a cache."""
+    dtypes = {item.name: item.dtype for item in inputs if item.dtype.kind == "f"}
+    return {
+        name: array.astype(dtypes[name], copy=False) if name in dtypes and array.dtype.kind == "f" else array
+        for name, array in feeds.items()
+    }
 
 
 def check_feeds(feeds: Mapping[str, np.ndarray], inputs: Iterable[ModelInput], where: object) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from catonnx.errors import CalibrationError, VerificationError
 from catonnx.progress import Progress, silent
-from catonnx.runtime.decoding import LOGITS, present_name
+from catonnx.runtime.decoding import LOGITS, PRESENT_PREFIXES, present_name
 from catonnx.runtime.divergence import LogitDifference, ValueDifference, json_number
 from catonnx.runtime.feeds import Feeds, InputSpec
 from catonnx.runtime.fusion import OptimizedGraph
@@ -225,7 +225,7 @@ def _continued_logits(values_of: Iterator[Sequence[np.ndarray]]) -> np.ndarray:
 def compared_outputs(names: Iterable[str]) -> list[str]:
     """Return the outputs worth comparing: all but a language model's cache, which a transform may rightly change."""
     names = list(names)
-    return [name for name in names if not name.startswith(("present.", "present_key_values."))] or names
+    return [name for name in names if not name.startswith(PRESENT_PREFIXES)] or names
 
 
 def check_finite(names: Sequence[str], values: Sequence[np.ndarray], sample: int) -> None:

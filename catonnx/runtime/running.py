@@ -7,9 +7,9 @@ read once for all inputs.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -21,7 +21,7 @@ from catonnx.errors import CalibrationError
 from catonnx.graph.parts import in_parts
 from catonnx.graph.save import write_beside
 from catonnx.graph.stages import Stage, reads
-from catonnx.runtime.feeds import Feeds, ModelInput, check_feeds, graph_inputs, model_inputs
+from catonnx.runtime.feeds import Feeds, ModelInput, as_taken, check_feeds, graph_inputs, model_inputs
 from catonnx.runtime.fusion import WRITE_OPTIMIZED, OptimizedGraph, read_optimized
 from catonnx.runtime.live import Live
 from catonnx.runtime.sessions import Optimization, open_session, run
@@ -34,7 +34,7 @@ MEMORY = 1 << 28
 """Bytes handed over between parts that are held in memory before more of them go to files."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Unwritten:
     """A model that may be too large to be run whole, or to be written for that only.
 
@@ -53,7 +53,7 @@ Runnable: TypeAlias = str | Path | Unwritten
 """A file is run whole."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Request:
     """One run of a model.
 
@@ -66,7 +66,7 @@ class Request:
 
     feeds: Feeds
     outputs: Sequence[str]
-    continued: Mapping[str, str] = field(default_factory=dict)
+    continued: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Running(Protocol):
@@ -285,6 +285,7 @@ def _checked(requests: Sequence[Request], inputs: Sequence[ModelInput]) -> Itera
     """Yield each request, and which of its outputs the next one continues from."""
     check_some(requests)
     for index, request in enumerate(requests):
+        request = dataclasses.replace(request, feeds=as_taken(request.feeds, inputs))
         check_feeds(request.feeds, inputs, where=f"sample {index}")
         yield request, requests[index + 1].continued.values() if index + 1 < len(requests) else ()
 

@@ -22,7 +22,7 @@ from catonnx.graph.sites import Site
 from catonnx.graph.stages import Stage, Tap, check_weights
 from catonnx.progress import Progress, silent
 from catonnx.runtime.checkpoint import Checkpoint
-from catonnx.runtime.feeds import Feeds, check_feeds, graph_inputs
+from catonnx.runtime.feeds import Feeds, as_taken, check_feeds, graph_inputs
 from catonnx.runtime.live import Live, Way
 from catonnx.runtime.sessions import run
 from catonnx.runtime.stage_sessions import free_path, stage_session
@@ -135,6 +135,7 @@ def run_stages(
     if not stages:
         return
     inputs = graph_inputs(stages[0].source)
+    feeds = [as_taken(sample, inputs) for sample in feeds]
     for index, sample in enumerate(feeds):
         check_feeds(sample, inputs, where=f"calibration sample {index}")
     ways: tuple[Way, ...] = ("float", "rounded") if paired else ("float",)

@@ -100,6 +100,7 @@ class Verifier(AbstractContextManager["Verifier"]):
         transformed: Runnable,
         dtypes: Set[str],
         locate: Callable[[], tuple[Runnable, Runnable, Sequence[SitePair]]],
+        advice: str = "--transform none changes no basis",
     ) -> dict[str, Any]:
         """Check that a model computes what the reference computes.
 
@@ -108,6 +109,7 @@ class Verifier(AbstractContextManager["Verifier"]):
             dtypes: Types of its activations; the coarsest sets the tolerance.
             locate: Called on a difference: returns both models with the value at every site as an output, and how they
                 correspond.
+            advice: What to try on a difference.
 
         Returns:
             The measured difference, and whether float32 twins ran in place of bfloat16 models.
@@ -126,7 +128,7 @@ class Verifier(AbstractContextManager["Verifier"]):
                 "the transformed model differs from the source: "
                 f"relative L2 {comparison.relative_l2:.1e}, allowed {tolerance:.0e}",
                 where=f"first at site {place.name}, {place.relative_l2:.1e}" if place else "behind the last site",
-                hint="catonnx is wrong here, or the model is not deterministic; --transform none changes no basis",
+                hint=f"catonnx is wrong here, or the model is not deterministic; {advice}",
             )
         return {
             "transform_relative_l2": json_number(comparison.relative_l2),

@@ -44,6 +44,7 @@ def test_every_option_reaches_the_recipe(tiny_llama: Path, text: Path, tmp_path:
         "exclude": ["*k_proj*", "*v_proj*"],
         "lm_head": True,
         "tied_embeddings": None,
+        "dtype": "float16",
         "provider": "cpu",
         "seed": 7,
     }

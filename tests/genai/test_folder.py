@@ -75,6 +75,11 @@ def test_genai_writes_what_plain_onnx_runtime_writes(name: str, kind: str, tmp_p
     assert_same_tokens(tmp_path / "out")
 
 
+def test_genai_feeds_a_cache_that_became_float16(tiny_llama: Path, tmp_path: Path) -> None:
+    catonnx.optimize(tiny_llama, tmp_path / "out", dataclasses.replace(RECIPE, dtype="float16"), genai=True)
+    assert_same_tokens(tmp_path / "out")
+
+
 def test_the_command_says_what_it_wrote(tiny_llama: Path, tmp_path: Path) -> None:
     result = catonnx_("optimize", tiny_llama, "-o", tmp_path / "out", "--genai", *QUICK)
     assert result.exit_code == 0, result.output

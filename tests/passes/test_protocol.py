@@ -11,6 +11,7 @@ import pytest
 
 import catonnx.passes
 from catonnx.analysis import Opened, analyse
+from catonnx.graph.precision import Precision
 from catonnx.graph.residual import find_streams
 from catonnx.math.activations import ActivationGrid
 from catonnx.math.factors import Hadamard, Scale
@@ -18,10 +19,12 @@ from catonnx.math.rounding import QuantizedWeight, quantize_weight
 from catonnx.math.stream_rotation import StreamRotation
 from catonnx.passes.absorb import Absorb, AbsorbedTransform
 from catonnx.passes.add_as_sum import AddAsSum
+from catonnx.passes.bound_masks import BoundMasks
 from catonnx.passes.canonicalize import Canonicalize
 from catonnx.passes.clamp_as_max import ClampAsMax
 from catonnx.passes.insert import Insert, OnlineTransform
 from catonnx.passes.integer_products import IntegerProducts
+from catonnx.passes.narrow import Narrow
 from catonnx.passes.operator_products import OperatorProducts
 from catonnx.passes.quantize_activations import QuantizeActivations
 from catonnx.passes.quantize_weights import QuantizeWeights
@@ -50,6 +53,7 @@ def net() -> Net:
     stream = net.op("Add", start, net.op("MatMul", h, net.op("Transpose", net.normal(WIDTH, 16), perm=[1, 0])))
     h = net.op("SimplifiedLayerNormalization", stream, net.vector(WIDTH), axis=-1, epsilon=1e-5)
     net.output(net.op("MatMul", h, net.normal(WIDTH, 5), result="y"))
+    net.output(net.op("Softmax", net.op("Where", net.op("IsNaN", "x"), "x", net.constant(-1e30))))
     # What fused operators, stacks of matrices and products of two axes come from.
     net.output(net.op("Tanh", net.op("FusedMatMul", "x", net.normal(WIDTH, 5), domain="com.microsoft")))
     net.output(net.op("Exp", net.op("MatMul", "x", net.normal(2, WIDTH, 5))))
@@ -114,13 +118,20 @@ def _rotate(model: ir.Model) -> RotateStream:
     return RotateStream(((stream, StreamRotation.random(WIDTH, 0)),))
 
 
+def _narrow(model: ir.Model) -> Narrow:
+    BoundMasks()(model)
+    return Narrow(Precision(model.graph))
+
+
 ROWS: dict[str, tuple[Make, bool]] = {
     "add_as_sum": (_sum, False),
     "absorb": (_absorb, True),
+    "bound_masks": (lambda _: BoundMasks(), False),
     "canonicalize": (lambda _: Canonicalize(), False),
     "clamp_as_max": (_clamp, False),
     "insert": (_insert, True),
     "integer_products": (_integer, True),
+    "narrow": (_narrow, True),
     "operator_products": (_operators, True),
     "quantize_activations": (_activations, True),
     "quantize_weights": (_weights, True),
@@ -131,7 +142,7 @@ ROWS: dict[str, tuple[Make, bool]] = {
 }
 """Module -> how to make its pass for a model, and whether a second run is refused; else it changes nothing."""
 
-KEEPS_FUNCTION = ("absorb", "canonicalize", "insert", "rotate_stream", "unfuse", "unstack")
+KEEPS_FUNCTION = ("absorb", "bound_masks", "canonicalize", "insert", "rotate_stream", "unfuse", "unstack")
 
 
 def text(model: ir.Model) -> bytes:
@@ -177,7 +188,7 @@ def test_what_was_found_in_another_model_is_refused(name: str) -> None:
     model, other = net().model(), net().model()
     made = ROWS[name][0](other)
     before = text(model)
-    if name in ("canonicalize", "shift_outputs", "unfuse", "unstack"):  # they hold no part of a model
+    if name in ("bound_masks", "canonicalize", "shift_outputs", "unfuse", "unstack"):  # they hold no part of a model
         assert made(model).modified
         return
     with pytest.raises(ir.passes.PreconditionError):
