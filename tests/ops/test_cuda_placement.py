@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+import catonnx
+from catonnx import Recipe
 from catonnx.ops.build import build, find_compiler
 from catonnx.ops.place import SOURCE
 from tests.ops.emulated import EMULATION
@@ -33,17 +35,22 @@ OPERATORS = {
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, ops_library: Path, half_llama: Path) -> dict[str, Any]:
+def found(
+    tmp_path_factory: pytest.TempPathFactory, ops_library: Path, tiny_llama: Path, half_llama: Path
+) -> dict[str, Any]:
     """What tests/ops/placing.py says of every model."""
     find_compiler()
     folder = tmp_path_factory.mktemp("stubs")
+    narrowed = folder / "narrowed"
+    catonnx.optimize(tiny_llama, narrowed, Recipe(samples=2, seq_len=16, form="nbits", dtype="float16"))
     write_stubs(Path(str(FOLDER)) / "onnxruntime" / "capi", folder)
     library = build(
         folder / "library.so", source=emulated_source(folder / "source"), cuda=False, flags=emulated_flags()
     )
     source = half_llama.parent.parent / "source" / "model.onnx"
+    models = [str(path) for path in (source, half_llama, tiny_llama / "model.onnx", narrowed / "model.onnx")]
     printed = run(
-        [sys.executable, "-m", "tests.ops.placing", str(library), str(ops_library), str(source), str(half_llama)],
+        [sys.executable, "-m", "tests.ops.placing", str(library), str(ops_library), *models],
         LD_LIBRARY_PATH=str(folder),
         PYTHONPATH=os.pathsep.join([str(FOLDER), str(ROOT)]),
     )
@@ -90,13 +97,22 @@ def test_a_cuda_graph_can_capture_our_operators(found: dict[str, Any], dtype: st
 
 def test_a_float16_language_model_runs_on_cuda(found: dict[str, Any]) -> None:
     """All of it, but for arithmetic on shapes; and our operators themselves, not their functions."""
-    source, model = found["models"]
+    source, model, *_ = found["models"]
     assert model["strangers"] == []
     assert model["copies"] == source["copies"]
     ours = {name: where for name, where in model["operators"].items() if name in OPERATORS}
     assert {"BlockTransform", "SharedTransformQuantize", "QuantizedMatMul"} <= ours.keys()
     assert set(map(tuple, ours.values())) == {("CUDAExecutionProvider",)}
     assert "MatMulNBits" not in model["operators"]
+
+
+def test_a_float32_model_that_became_float16_runs_there_as_before(found: dict[str, Any]) -> None:
+    """Norms are one node each, Casts are few, and nothing is copied that the source does not copy."""
+    *_, source, model = found["models"]
+    assert model["strangers"] == []
+    assert model["copies"] == source["copies"]
+    assert model["operators"]["SimplifiedLayerNormalization"] == ["CUDAExecutionProvider"]
+    assert model["operators"].keys() - source["operators"].keys() == {"MatMulNBits"}
 
 
 def test_every_operator_computes_what_it_should(found: dict[str, Any]) -> None:
