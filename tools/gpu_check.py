@@ -7,7 +7,8 @@ It writes Llama-shaped float16 models with random weights (a small one, then lay
 several forms with and without transforms, and says for each: do all nodes run on the GPU, do its outputs agree with the
 CPU's, how fast are decode and prefill, how much memory do they take. The last two are what `tools.bench_runtime
 --provider cuda` measures, of fewer models. Before that it builds the library of our operators with nvcc and says how
-right and how fast each of them is; the models run with it. A table goes to the terminal; the same as Markdown and JSON
+right and how fast each of them is; the models run with it. The small one is written in float32, too, and has to become
+float16 on the way. A table goes to the terminal; the same as Markdown and JSON
 to tools/results/.
 
 Exit codes: 0 all bounds met; 1 one missed, or a check failed; 2 wrong arguments; 77 no CUDA provider or no device.
@@ -78,6 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
         rows += check_operators(options.provider, Path(held), deadline, tiny=options.tiny or options.provider == "cpu")
         for plan in plans:
             with tempfile.TemporaryDirectory(prefix="gpu-check-", dir=options.scratch) as scratch:
+                if plan is plans[0]:
+                    rows += check_narrowing(plan, options.provider, Path(scratch) / "narrowing", deadline)
                 rows += check(plan, options.provider, Path(scratch), deadline)
     os.environ.pop(VARIABLE, None)
     if before is not None:
@@ -110,6 +113,11 @@ def check_operators(provider: str, folder: Path, deadline: float, *, tiny: bool)
     if provider == "cuda":
         steps["races"] = lambda: gpu_operators.races(library)
     return rows + _measured(group, steps, deadline)
+
+
+def check_narrowing(plan: Plan, provider: str, folder: Path, deadline: float) -> list[Row]:
+    """See that a float32 model becomes a float16 one."""
+    return _measured(plan.name, {"float32 to float16": lambda: gpu_checks.narrowed(plan, provider, folder)}, deadline)
 
 
 def _measured(group: str, steps: Mapping[str, Callable[[], list[Row]]], deadline: float) -> list[Row]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
+import catonnx
 from catonnx.runtime.decoding import Decoder
 from catonnx.runtime.divergence import ValueDifference
 from catonnx.runtime.evaluate import disk_bytes
@@ -19,7 +21,7 @@ from catonnx.runtime.library import open_model
 from catonnx.runtime.sessions import open_session
 from tools import runtime_models
 from tools.bench_runtime import Sizes
-from tools.llama_shape import LlamaShape
+from tools.llama_shape import LlamaShape, write_llama, write_random_feeds
 from tools.placement import placement
 from tools.runtime_models import Subject
 from tools.tables import Row, attempt
@@ -80,6 +82,33 @@ def make(plan: Plan, provider: str, folder: Path) -> tuple[list[Row], Subject, d
     rows = [Row(plan.name, "model written", shown, values=dataclasses.asdict(plan.shape))]
     paths = runtime_models.make(subject, folder / "made", runtime_models.recipes(plan.versions))
     return rows + [_optimized(plan, name, paths[name]) for name in plan.versions], subject, paths
+
+
+def narrowed(plan: Plan, provider: str, folder: Path) -> list[Row]:
+    """Write the model in float32, let it become float16 and 4-bit, and see that it computes the same, in one place."""
+    source, feeds, out = folder / "float32", folder / "feeds.npz", folder / "narrowed"
+    source.mkdir(parents=True)
+    write_llama(plan.shape, source, dtype=ir.DataType.FLOAT)
+    write_random_feeds(plan.shape, feeds, plan.samples, plan.seq_len, dtype=ir.DataType.FLOAT)
+    recipe = catonnx.Recipe(
+        form="nbits",
+        dtype="float16",
+        calibration=str(feeds),
+        samples=plan.samples,
+        rounding=plan.rounding,  # type: ignore[arg-type]
+        provider=provider,  # type: ignore[arg-type]
+    )
+    report = catonnx.optimize(source, out, recipe)
+    difference = report.verification["transform_relative_l2"]
+    graph = fused_ops(out / "model.onnx", provider, folder=folder)
+    copies = sum(number for kind, number in graph.operators.items() if kind.startswith("Memcpy"))
+    casts = f"{graph.operators['Cast']} Casts, {sum(graph.operators.values())} nodes, {copies} copies"
+    shown = f"relative L2 {difference:.1e}; {'; '.join(report.narrowed)}"
+    operators = {"operators": dict(graph.operators)}
+    return [
+        Row(plan.name, "float32 to float16", shown, f"<= {_TOLERANCE:.0e}", difference <= _TOLERANCE),
+        Row(plan.name, "float32 to float16: graph", casts, "0 copies", copies == 0, operators),
+    ]
 
 
 def _optimized(plan: Plan, name: str, path: Path) -> Row:

@@ -69,16 +69,22 @@ class LlamaShape:
         return self.layers * (attention + 3 * self.width * self.intermediate)
 
 
-def write_llama(shape: LlamaShape, folder: Path, seed: int = 0) -> Path:
-    """Write `model.onnx` and `model.onnx_data` in float16 to an existing folder and return the path of the former.
+def write_llama(shape: LlamaShape, folder: Path, seed: int = 0, dtype: ir.DataType = ir.DataType.FLOAT16) -> Path:
+    """Write `model.onnx` and `model.onnx_data` to an existing folder and return the path of the former.
 
     Inputs: input_ids [batch, sequence], attention_mask [batch, total], position_ids [batch, sequence] (int64) and
-    past_key_values.N.key/value [batch, kv_heads, past, head_width] (float16). Outputs: logits and present.N.key/value.
+    past_key_values.N.key/value [batch, kv_heads, past, head_width] (`dtype`). Outputs: logits and present.N.key/value.
+
+    Args:
+        shape: Its sizes.
+        folder: Where to.
+        seed: Of its weights, which are the same numbers in every type.
+        dtype: FLOAT16 or FLOAT.
     """
     path = folder / "model.onnx"
     data = f"{path.name}_data"
     ir.save(
-        _Writer(shape, seed).model(),
+        _Writer(shape, seed, dtype).model(),
         path,
         external_data=data,
         size_threshold_bytes=1024,
@@ -88,13 +94,15 @@ def write_llama(shape: LlamaShape, folder: Path, seed: int = 0) -> Path:
     return path
 
 
-def write_random_feeds(shape: LlamaShape, file: Path, samples: int, seq_len: int, seed: int = 0) -> None:
-    """Write an .npz of inputs `<sample>/<name>` with random tokens and an empty cache."""
+def write_random_feeds(
+    shape: LlamaShape, file: Path, samples: int, seq_len: int, seed: int = 0, dtype: ir.DataType = ir.DataType.FLOAT16
+) -> None:
+    """Write an .npz of inputs `<sample>/<name>` with random tokens and an empty cache, for a model of that type."""
     generator = np.random.default_rng(seed)
     arrays: dict[str, Any] = {
         f"{sample}/{name}": array
         for sample in range(samples)
-        for name, array in _feeds(shape, random_tokens(shape, seq_len, generator)).items()
+        for name, array in _feeds(shape, random_tokens(shape, seq_len, generator), dtype).items()
     }
     np.savez(file, **arrays)  # without allow_pickle: numpy 1.26 would store it as an array
 
@@ -104,9 +112,9 @@ def random_tokens(shape: LlamaShape, count: int, generator: np.random.Generator)
     return generator.integers(0, shape.vocabulary, (1, count), dtype=np.int64)
 
 
-def _feeds(shape: LlamaShape, tokens: np.ndarray) -> dict[str, np.ndarray]:
+def _feeds(shape: LlamaShape, tokens: np.ndarray, dtype: ir.DataType) -> dict[str, np.ndarray]:
     positions = np.arange(tokens.shape[1], dtype=np.int64)[np.newaxis]
-    empty = np.zeros((1, shape.kv_heads, 0, shape.head_width), np.float16)
+    empty = np.zeros((1, shape.kv_heads, 0, shape.head_width), dtype.numpy())
     return {
         "input_ids": tokens,
         "attention_mask": np.ones_like(tokens),
@@ -118,8 +126,8 @@ def _feeds(shape: LlamaShape, tokens: np.ndarray) -> dict[str, np.ndarray]:
 class _Writer:
     """Builds one model; every method appends nodes and returns the value that comes out."""
 
-    def __init__(self, shape: LlamaShape, seed: int) -> None:
-        self.shape, self.tape = shape, ir.tape.Tape()
+    def __init__(self, shape: LlamaShape, seed: int, dtype: ir.DataType) -> None:
+        self.shape, self.tape, self._type = shape, ir.tape.Tape(), dtype
         self._seeds = np.random.SeedSequence(seed)
         self._constants: dict[str, ir.Value] = {}
         self._inputs: list[ir.Value] = []
@@ -189,8 +197,8 @@ class _Writer:
         mean = self._op("ReduceMean", square, self._whole("last_axis", [-1]), at=at, keepdims=1)
         mean = self._op("Add", mean, self._constant("epsilon", np.array(1e-5, np.float32)), at=at)
         normed = self._op("Div", wide, self._op("Sqrt", mean, at=at), at=at)
-        normed = self._op("Cast", normed, at=at, to=ir.DataType.FLOAT16)
-        return self._op("Mul", normed, self._constant(f"{at}.weight", scale.astype(np.float16)), at=at)
+        normed = self._op("Cast", normed, at=at, to=self._type)
+        return self._op("Mul", normed, self._constant(f"{at}.weight", self._rounded(scale)), at=at)
 
     def _linear(self, x: ir.Value, name: str, inputs: int, outputs: int, gain: float = 1.0) -> ir.Value:
         return self._op("MatMul", x, self._weight(f"{name}.weight", inputs, outputs, gain * inputs**-0.5), at=name)
@@ -202,12 +210,12 @@ class _Writer:
     def _rotate(self, x: ir.Value, positions: ir.Value, heads: int, at: str) -> ir.Value:
         half = self.shape.head_width // 2
         angles = np.arange(self.shape.positions)[:, None] * 10000.0 ** (-np.arange(half) / half)
-        cosines = self._constant("rotary.cos", np.cos(angles).astype(np.float16))
-        sines = self._constant("rotary.sin", np.sin(angles).astype(np.float16))
+        cosines = self._constant("rotary.cos", self._rounded(np.cos(angles)))
+        sines = self._constant("rotary.sin", self._rounded(np.sin(angles)))
         rotated = self._op("RotaryEmbedding", x, positions, cosines, sines, at=at, domain="com.microsoft")
         # No shape inference of ONNX knows operators of other domains; exporters declare what comes out.
         rotated.shape = ir.Shape(["batch", heads, "sequence", self.shape.head_width])
-        rotated.dtype = ir.DataType.FLOAT16
+        rotated.dtype = self._type
         return rotated
 
     def _cached(self, rows: ir.Value, name: str) -> ir.Value:
@@ -243,13 +251,13 @@ class _Writer:
         name = f"/{at}/{kind}_{len(self.tape.nodes)}"
         return self.tape.op(kind, inputs, attributes, domain=domain, name=name)  # type: ignore[arg-type]
 
-    def _input(self, name: str, dims: Sequence[int | str], dtype: ir.DataType = ir.DataType.FLOAT16) -> ir.Value:
-        value = ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(dtype))
+    def _input(self, name: str, dims: Sequence[int | str], dtype: ir.DataType | None = None) -> ir.Value:
+        value = ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(dtype or self._type))
         self._inputs.append(value)
         return value
 
     def _output(self, value: ir.Value, name: str, dims: Sequence[int | str]) -> None:
-        value.name, value.shape, value.dtype = name, ir.Shape(dims), ir.DataType.FLOAT16
+        value.name, value.shape, value.dtype = name, ir.Shape(dims), self._type
         self._outputs.append(value)
 
     def _constant(self, name: str, array: np.ndarray) -> ir.Value:
@@ -262,17 +270,20 @@ class _Writer:
         return self._constant(name, np.array(numbers, np.int64))
 
     def _number(self, name: str, number: float) -> ir.Value:
-        return self._constant(name, np.array(number, np.float16))
+        return self._constant(name, self._rounded(np.array(number)))
+
+    def _rounded(self, array: np.ndarray) -> np.ndarray:
+        """Return numbers that float16 holds, in the model's type."""
+        return array.astype(np.float16).astype(self._type.numpy())
 
     def _weight(self, name: str, rows: int, columns: int, deviation: float) -> ir.Value:
         seed = self._seeds.spawn(1)[0]
 
         def draw() -> ir.TensorProtocol:
-            return ir.tensor(_normal(_generator(seed), rows, columns, deviation), name=name)
+            numbers = _normal(_generator(seed), rows, columns, deviation)
+            return ir.tensor(numbers.astype(self._type.numpy(), copy=False), name=name)
 
-        return self.tape.initializer(
-            ir.LazyTensor(draw, ir.DataType.FLOAT16, ir.Shape((rows, columns)), name=name), name
-        )
+        return self.tape.initializer(ir.LazyTensor(draw, self._type, ir.Shape((rows, columns)), name=name), name)
 
 
 def _generator(seed: np.random.SeedSequence) -> np.random.Generator:

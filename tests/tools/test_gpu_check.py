@@ -49,6 +49,9 @@ def test_all_checks_run_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "op w4a8, scale + hadamard over fp16" in (tmp_path / "gpu_check.md").read_text(encoding="utf-8")
     # Bounds hold for any model, but for those on bytes: a tiny one is hardly more than its graph.
     assert {row["group"] for row in data["rows"] if row["met"] is False} <= {"tiny: size", "tiny: memory"}
+    narrowed = [row for row in data["rows"] if row["what"].startswith("float32 to float16")]
+    assert [row["met"] for row in narrowed] == [True, True]
+    assert "sums and norms" in narrowed[0]["measured"]
     errors = {row["what"]: row["values"]["relative_l2"] for row in data["rows"] if "cpu against cpu" in row["what"]}
     assert len(errors) == 4
     assert 0 < errors["cpu against cpu: op w4a8, scale + hadamard"] < 0.1  # kernels against functions
@@ -84,7 +87,7 @@ def test_a_failed_check_lets_the_others_go_on(
 def test_nothing_begins_after_the_deadline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--provider", "cpu", "--tiny", "--seconds", "0", "--scratch", str(tmp_path), "--out", str(tmp_path)]
     assert gpu_check.main(arguments) == 1
-    assert capsys.readouterr().out.count("not begun") == 4
+    assert capsys.readouterr().out.count("not begun") == 5
 
 
 def test_a_node_on_the_wrong_provider_is_found() -> None:
