@@ -185,7 +185,7 @@ def compiled(*flags: str, compiler: str | None = None, machine: str | None = Non
         command = find_compiler(compiler)
     except RuntimeUnavailableError as error:
         pytest.skip(str(error))
-    rooms = ("cpu", "product", "quantize", "transform")
+    rooms = ("cpu", "memory", "product", "quantize", "transform")
     found = sources(machine=machine) if tiles else compilable(command, machine=machine)
     files = {file: own for file, own in found.items() if file.name.startswith(rooms)}
     include = f"-I{next(iter(files)).parent}"

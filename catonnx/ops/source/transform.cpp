@@ -17,7 +17,7 @@ std::vector<float> pack(const float* matrices, int64_t rows, int64_t size) {
 }  // namespace
 
 int64_t scratch_floats(const TransformView& view) {
-  return view.run + 2 * (MOST_TILE_ROWS + view.outer) * padded(view.inner);
+  return padded(view.run) + 2 * (MOST_TILE_ROWS + view.outer) * padded(view.inner);
 }
 
 const TransformKernels& transform_kernels(Isa isa) {

@@ -37,7 +37,7 @@ struct TransformView {
 
 constexpr int64_t MOST_TILE_ROWS = 6;  // of runs that are multiplied at a time
 
-// How many floats of scratch the kernels want.
+// How many floats of scratch the kernels want: whole vectors of them, aligned to 64 if they are to be fast.
 int64_t scratch_floats(const TransformView& view);
 
 // The kernels of one instruction set. x and y are [rows, channels] and may be the same.
