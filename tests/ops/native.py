@@ -140,6 +140,11 @@ class Kernels:
         answer = self.server.ask(f"{line} {counts[0]} {counts[1]}", x, *operands, results=x.nbytes)
         return np.frombuffer(answer, x.dtype).reshape(x.shape)
 
+    def knows(self, matrix: np.ndarray) -> bool:
+        """Return whether a left factor of a Kronecker product runs as a few sums."""
+        answer = self.server.ask(f"known {self.isa} {len(matrix)}", matrix.astype(np.float32), results=1)
+        return bool(answer[0])
+
 
 def kernels(isa: str) -> Kernels:
     """Return the kernels of an instruction set, emulated or not. Skips the test where there are none."""

@@ -29,7 +29,7 @@ template Transform prepare<Half>(Form, const char*, const char*, int64_t, const 
 
 double cost(const TransformView& view) {
   const double mixed = view.hadamard ? 1.0 : static_cast<double>(view.inner) / 4;
-  const double outer = view.first == nullptr ? 0.0 : static_cast<double>(view.outer) / 4;
+  const double outer = view.kind == Outer::none ? 0.0 : view.kind == Outer::dense ? static_cast<double>(view.outer) / 4 : 1.0;
   return static_cast<double>(view.channels) * (1.0 + mixed + outer);
 }
 
