@@ -30,7 +30,15 @@ def test_only_one_two_and_multiples_of_four_exist() -> None:
 
 @pytest.mark.parametrize(
     ("order", "construction"),
-    [(2, "Sylvester"), (12, "Paley I, prime"), (28, "Paley I, 3^3"), (36, "Paley II, prime"), (52, "Paley II, 5^2")],
+    [
+        (2, "Sylvester"),
+        (12, "Williamson"),
+        (20, "Paley I, prime"),
+        (28, "Paley I, 3^3"),
+        (36, "Latin square"),
+        (52, "Paley II, 5^2"),
+        (76, "Paley II, prime"),
+    ],
 )
 def test_each_construction_is_reached(order: int, construction: str) -> None:
     if construction != "Sylvester":

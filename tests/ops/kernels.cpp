@@ -133,6 +133,14 @@ void transform(Isa isa, std::istream& words) {
   y.send();
 }
 
+// Whether a matrix [size, size] is one that runs as a few sums.
+void known(std::istringstream& words) {
+  int64_t size;
+  words >> size;
+  const Operand matrix(size * size * 4);
+  std::cout.put(catonnx::outer_kind(matrix.as<float>(), size) != catonnx::Outer::dense);
+}
+
 }  // namespace
 
 int main() {
@@ -148,6 +156,8 @@ int main() {
       multiply(named(isa), words);
     } else if (what == "transform") {
       transform(named(isa), words);
+    } else if (what == "known") {
+      known(words);
     } else if (what == "overrun") {  // what must not go well
       std::cout << Guarded(5).as<volatile char>()[5];
     } else {

@@ -140,6 +140,11 @@ class Kernels:
         answer = self.server.ask(f"{line} {counts[0]} {counts[1]}", x, *operands, results=x.nbytes)
         return np.frombuffer(answer, x.dtype).reshape(x.shape)
 
+    def knows(self, matrix: np.ndarray) -> bool:
+        """Return whether a left factor of a Kronecker product runs as a few sums."""
+        answer = self.server.ask(f"known {self.isa} {len(matrix)}", matrix.astype(np.float32), results=1)
+        return bool(answer[0])
+
 
 def kernels(isa: str) -> Kernels:
     """Return the kernels of an instruction set, emulated or not. Skips the test where there are none."""
@@ -185,7 +190,7 @@ def compiled(*flags: str, compiler: str | None = None, machine: str | None = Non
         command = find_compiler(compiler)
     except RuntimeUnavailableError as error:
         pytest.skip(str(error))
-    rooms = ("cpu", "product", "quantize", "transform")
+    rooms = ("cpu", "memory", "product", "quantize", "transform")
     found = sources(machine=machine) if tiles else compilable(command, machine=machine)
     files = {file: own for file, own in found.items() if file.name.startswith(rooms)}
     include = f"-I{next(iter(files)).parent}"

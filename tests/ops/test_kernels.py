@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import DTypeLike
 
+from catonnx.math.hadamard import hadamard_matrix
 from tests.ops.native import ARM_EMULATED, Kernels, arm
 from tests.ops.running import sylvester, tolerance, transformed
 
@@ -46,6 +47,44 @@ def test_matrices_of_any_size(native: Kernels, size: int, rows: int, dtype: DTyp
     check(native, "BlockTransform", x, drawn(rng, dtype, 3 * size), drawn(rng, dtype, 3, size, size))
     check(native, "KroneckerTransform", x, one, drawn(rng, dtype, 3, 3), drawn(rng, dtype, size, size))
     check(native, "KroneckerTransform", x, one, drawn(rng, dtype, size, size), sylvester(1).astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("inner", [1, 4, 16, 24, 128, 512])
+@pytest.mark.parametrize("outer", [12, 36])
+def test_matrices_made_of_a_few_sums(native: Kernels, outer: int, inner: int, dtype: DTypeLike) -> None:
+    rng, size = np.random.default_rng(inner), outer * inner
+    first = hadamard_matrix(outer).astype(dtype)
+    second = hadamard_matrix(inner).astype(dtype)
+    for scales in (1, 2 * size):
+        scale = rng.uniform(0.5, 2, scales).astype(dtype)
+        check(native, "KroneckerTransform", drawn(rng, dtype, 3, 2 * size), scale, first, second)
+        check(native, "KroneckerTransform", drawn(rng, dtype, 3, 2 * size), scale, -first.T, second)
+
+
+@pytest.mark.parametrize("order", [12, 36])
+def test_these_matrices_are_known_by_every_entry(native: Kernels, order: int) -> None:
+    matrix = hadamard_matrix(order)
+    assert all(native.knows(factor * matrix) for factor in (1, -0.3, order**0.5))
+    for place in range(1, order * order):
+        other = matrix.copy()
+        other.flat[place] *= -1
+        assert not native.knows(other), divmod(place, order)
+    assert not any(map(native.knows, (0 * matrix, np.nan * matrix, hadamard_matrix(order + 8), sylvester(4))))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("channels", [240, 256, 512])
+def test_scales_that_are_all_the_same(native: Kernels, channels: int, dtype: DTypeLike) -> None:
+    """They stand as 256 numbers, and so do those of 256 channels."""
+    rng = np.random.default_rng(channels)
+    x, matrix = drawn(rng, dtype, 3, channels), drawn(rng, dtype, 16, 16)
+    scale = np.full(channels, 0.7, dtype)
+    for place in (None, 0, channels - 1):
+        if place is not None:
+            scale[place] = 3
+        check(native, "SharedTransform", x, scale, matrix)
+        check(native, "SharedTransform", x, scale, (sylvester(16) / 4).astype(dtype))
 
 
 def test_float16_is_converted_exactly(native: Kernels) -> None:

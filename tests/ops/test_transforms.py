@@ -95,6 +95,14 @@ def test_blocks(isas: tuple[str, ...], data: st.DataObject, size: int, blocks: i
     check(isas, "BlockTransform", *inputs, fed=drawn.fed)
 
 
+@pytest.mark.parametrize("fed", [False, True])
+def test_no_channels(isas: tuple[str, ...], fed: bool) -> None:
+    x, scale = np.zeros((2, 0), np.float32), np.zeros(0, np.float32)
+    check(isas, "SharedTransform", x, scale, np.eye(16, dtype=np.float32), fed=fed)
+    pair = [hadamard_matrix(order).astype(np.float32) for order in (12, 16)]
+    check(isas, "KroneckerTransform", x, scale, *pair, fed=fed)
+
+
 powers = st.tuples(st.integers(0, 5), st.integers(0, 7)).map(lambda pair: (1 << pair[0], 1 << pair[1]))
 
 
@@ -107,7 +115,7 @@ def test_kronecker(isas: tuple[str, ...], data: st.DataObject, pair: tuple[int, 
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("order", [24, 96, 576, 768, 1536, 2304, 8960])
+@pytest.mark.parametrize("order", [24, 96, 144, 576, 768, 1152, 1536, 2304, 8960])
 def test_real_widths(isas: tuple[str, ...], order: int, dtype: DTypeLike) -> None:
     random = np.random.default_rng(order)
     x = random.standard_normal((2, order)).astype(dtype)

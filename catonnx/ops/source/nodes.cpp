@@ -1,6 +1,7 @@
 // SharedTransform, BlockTransform and KroneckerTransform: what their inputs must be, and rows for the thread pool.
 #include "nodes_transform.h"
 
+#include "memory.h"
 #include "nodes.h"
 
 namespace catonnx {
@@ -28,7 +29,7 @@ template Transform prepare<Half>(Form, const char*, const char*, int64_t, const 
 
 double cost(const TransformView& view) {
   const double mixed = view.hadamard ? 1.0 : static_cast<double>(view.inner) / 4;
-  const double outer = view.first == nullptr ? 0.0 : static_cast<double>(view.outer) / 4;
+  const double outer = view.kind == Outer::none ? 0.0 : view.kind == Outer::dense ? static_cast<double>(view.outer) / 4 : 1.0;
   return static_cast<double>(view.channels) * (1.0 + mixed + outer);
 }
 
@@ -66,9 +67,9 @@ class TransformKernel {
     // Where every run has a matrix of its own, each is fetched once for all rows of a part.
     const int64_t step = view.per_run ? 8 * MOST_TILE_ROWS : 1;
     run.parallel(x.rows(), cost(view), step, [&](int64_t first, int64_t last) {
-      const std::unique_ptr<float[]> scratch(new float[scratch_floats(view)]);
+      const Lent scratch(scratch_floats(view) * sizeof(float));
       const int64_t at = first * view.channels;
-      rows(view, from + at, last - first, scratch.get(), y + at);
+      rows(view, from + at, last - first, scratch.as<float>(), y + at);
     });
   }
 

@@ -1,6 +1,7 @@
 // A transform and DynamicQuantize in one: what lies between stays in the caches of the processor.
 #include <algorithm>
 
+#include "memory.h"
 #include "nodes.h"
 #include "nodes_quantize.h"
 #include "nodes_transform.h"
@@ -31,11 +32,12 @@ class TransformQuantize {
     const int64_t step = view.per_run ? 2 * MOST_TILE_ROWS : 1;
     run.parallel(x.rows(), cost(view) + static_cast<double>(view.channels), step, [&](int64_t first, int64_t last) {
       const int64_t most = std::min(step, last - first);
-      const std::unique_ptr<float[]> scratch(new float[scratch_floats(view) + most * view.channels]);
-      float* const between = scratch.get() + scratch_floats(view);
+      const Lent memory((scratch_floats(view) + most * view.channels) * sizeof(float));
+      float* const scratch = memory.as<float>();
+      float* const between = scratch + scratch_floats(view);
       for (int64_t row = first; row < last; row += step) {
         const int64_t rows = std::min(step, last - row), at = row * view.channels;
-        transform_rows(view, x.as<T>() + at, rows, scratch.get(), between);
+        transform_rows(view, x.as<T>() + at, rows, scratch, between);
         quantize_rows(isa_, between, rows, view.channels, rounding_.bits, rounding_.clip, y.codes + at, y.scales + row);
       }
     });

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "memory.h"
 #include "nodes.h"
 #include "nodes_quantize.h"
 #include "operands.h"
@@ -110,8 +111,8 @@ class QuantizedMatMul {
   }
 
   void multiply_some(const Run& run, const Multiplication& multiplication, int64_t rows, T* y) const {
-    const Arranged memory(multiplication.bytes());
-    int8_t* const arranged = memory.data();
+    const Lent memory(multiplication.bytes());
+    int8_t* const arranged = memory.as<int8_t>();
     const double cost = static_cast<double>(shape_.K) / 16;
     run.parallel(multiplication.tiles(), cost * static_cast<double>(multiplication.tile_rows()), 1,
                  [&](int64_t first, int64_t last) { multiplication.arrange(first, last, arranged); });

@@ -1,43 +1,14 @@
 #include "product.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
+#include "memory.h"
 #include "product_kernels.h"
 
 namespace catonnx {
 namespace {
 
-void* allocate_pages(int64_t bytes) {
-  void* const memory = std::aligned_alloc(64, static_cast<size_t>(round_up(bytes, 4096)));
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
-// Memory of one thread, which stays.
-class Kept {
- public:
-  uint8_t* of(int64_t bytes) {
-    if (bytes > size_) {
-      size_ = 0;
-      memory_.reset();
-      memory_.reset(allocate_pages(bytes));
-      size_ = round_up(bytes, 4096);
-    }
-    return static_cast<uint8_t*>(memory_.get());
-  }
-
- private:
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  std::unique_ptr<void, Free> memory_;
-  int64_t size_ = 0;
-};
-
-thread_local Kept scratch, arranged_rows;
+thread_local Kept scratch;
 
 // Any machine: one column at a time, its codes as bytes.
 void multiply_portable(const Product& p, const Rows& rows, int64_t first, int64_t last, uint8_t* scratch) {
@@ -89,14 +60,6 @@ const Kernel& kernel(Isa isa, int64_t rows) {
 }
 
 }  // namespace
-
-Arranged::Arranged(int64_t bytes) {
-  constexpr int64_t LITTLE = int64_t{1} << 20;  // of a thread: a server has many of them
-  if (bytes > LITTLE) own_ = allocate_pages(bytes);
-  data_ = reinterpret_cast<int8_t*>(own_ != nullptr ? static_cast<uint8_t*>(own_) : arranged_rows.of(bytes));
-}
-
-Arranged::~Arranged() { std::free(own_); }
 
 Multiplication::Multiplication(Isa isa, const Product& product, const int8_t* a, const float* a_scale, int64_t rows)
     : product_(product), kernel_(kernel(isa, rows)), a_(a), a_scale_(a_scale), rows_(rows) {}

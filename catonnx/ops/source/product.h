@@ -42,20 +42,4 @@ class Multiplication {
   int64_t rows_;
 };
 
-// Memory to arrange activations in, aligned to 64, one at a time in a thread. A little stays for the next one: decoding asks
-// at each node.
-class Arranged {
- public:
-  explicit Arranged(int64_t bytes);
-  ~Arranged();
-  Arranged(const Arranged&) = delete;
-  Arranged& operator=(const Arranged&) = delete;
-
-  int8_t* data() const { return data_; }
-
- private:
-  int8_t* data_;
-  void* own_ = nullptr;  // what does not stay
-};
-
 }  // namespace catonnx

@@ -17,7 +17,7 @@ std::vector<float> pack(const float* matrices, int64_t rows, int64_t size) {
 }  // namespace
 
 int64_t scratch_floats(const TransformView& view) {
-  return view.run + 2 * (MOST_TILE_ROWS + view.outer) * padded(view.inner);
+  return padded(view.run) + 2 * (MOST_TILE_ROWS + view.outer) * padded(view.inner);
 }
 
 const TransformKernels& transform_kernels(Isa isa) {
@@ -64,8 +64,34 @@ float sylvester_factor(const float* matrix, int64_t size) {
   return factor;
 }
 
-Transform::Transform(int64_t channels, const float* scale, int64_t scales) : channels_(channels), scale_(channels) {
-  for (int64_t i = 0; i < channels; ++i) scale_[i] = scale[scales == 1 ? 0 : i];
+// The matrices, to the sign, are those of catonnx/math/hadamard.py.
+Outer outer_kind(const float* matrix, int64_t size) {
+  const Outer kind = size == 12 ? Outer::twelve : size == 36 ? Outer::thirty_six : Outer::dense;
+  if (kind == Outer::dense || !std::isfinite(matrix[0]) || matrix[0] == 0.0f) return Outer::dense;
+  const bool signs[4][4] = {{false, false, false, false}, {true, false, true, false},
+                            {true, false, false, true}, {true, true, false, false}};
+  for (int64_t i = 0; i < size; ++i) {
+    for (int64_t j = 0; j < size; ++j) {
+      bool negative;
+      if (kind == Outer::twelve) {
+        negative = signs[i / 3][j / 3] != (i / 3 != j / 3 && i % 3 == j % 3);
+      } else {
+        const bool letter = (i / 6 + i % 6) % 6 == (j / 6 + j % 6) % 6;
+        negative = i != j && (i / 6 == j / 6 || i % 6 == j % 6 || letter);
+      }
+      if (matrix[i * size + j] != (negative ? -matrix[0] : matrix[0])) return Outer::dense;
+    }
+  }
+  return kind;
+}
+
+Transform::Transform(int64_t channels, const float* scale, int64_t scales) : channels_(channels) {
+  for (int64_t i = 1; i < scales; ++i) same_ = same_ && scale[i] == scale[0];
+  if (same_ && scales > 0) {
+    scale_.assign(SAME, scale[0]);
+  } else {
+    scale_.assign(scale, scale + scales);
+  }
 }
 
 void Transform::multiply_scale(float factor) {
@@ -106,16 +132,25 @@ Transform Transform::kronecker(int64_t channels, const float* scale, int64_t sca
     made.multiply_scale(first[0]);
     return made;
   }
+  std::vector<float> rest(made.outer_ * made.outer_);
+  for (int64_t i = 0; i < made.outer_; ++i) {
+    for (int64_t j = 0; j < made.outer_; ++j) rest[i * made.outer_ + j] = first[i * part * outer + j * part];
+  }
+  made.kind_ = outer_kind(rest.data(), made.outer_);
+  if (made.kind_ != Outer::dense) {
+    made.multiply_scale(rest[0]);
+    return made;
+  }
   made.first_.resize(made.outer_ * made.outer_);
   for (int64_t i = 0; i < made.outer_; ++i) {
-    for (int64_t j = 0; j < made.outer_; ++j) made.first_[j * made.outer_ + i] = first[i * part * outer + j * part];
+    for (int64_t j = 0; j < made.outer_; ++j) made.first_[j * made.outer_ + i] = rest[i * made.outer_ + j];
   }
   return made;
 }
 
 TransformView Transform::view() const {
-  return {channels_, run_,      outer_,        inner_,
-          hadamard_, per_run_,  scale_.data(), matrix_.empty() ? nullptr : matrix_.data(),
+  return {channels_, run_,  outer_, inner_, hadamard_, per_run_,
+          kind_,     {scale_.data(), same_}, matrix_.empty() ? nullptr : matrix_.data(),
           first_.empty() ? nullptr : first_.data()};
 }
 

@@ -22,6 +22,24 @@ struct Bfloat16 {
 // be shared between instruction sets: the linker would take anyone's.
 static inline constexpr int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16; }
 
+constexpr int64_t SAME = 256;  // equal numbers that stand for those of all channels: as many as registers hold at once
+
+// One number for each channel: that of channel i is numbers[i], or all are those SAME ones.
+struct Scale {
+  const float* numbers;  // null: nothing is scaled
+  bool same;
+
+  Scale from(int64_t channel) const { return {same ? numbers : numbers + channel, same}; }
+};
+
+// How the left matrix of a Kronecker product runs.
+enum class Outer {
+  none,
+  dense,
+  twelve,      // these two up to a factor as a few sums: see transform_outer.h
+  thirty_six,
+};
+
 // What one transform does to each row, prepared.
 struct TransformView {
   int64_t channels;     // of a row; a multiple of `run`
@@ -30,14 +48,15 @@ struct TransformView {
   int64_t inner;        // the size of `matrix`: run = outer * inner
   bool hadamard;        // `matrix` is Sylvester's and runs as a fast Walsh-Hadamard transform
   bool per_run;         // every run of a row has a matrix of its own
-  const float* scale;   // [channels]: on the way in, with whatever factor the Hadamard matrix has
+  Outer kind;           // of `first`
+  Scale scale;          // on the way in, with whatever factor a Hadamard matrix has
   const float* matrix;  // [inner, padded(inner)], once for each run if `per_run`; unused if `hadamard`
-  const float* first;   // Kronecker: [outer, outer], transposed; null if there is none
+  const float* first;   // Kronecker: [outer, outer], transposed; unused unless it is dense
 };
 
 constexpr int64_t MOST_TILE_ROWS = 6;  // of runs that are multiplied at a time
 
-// How many floats of scratch the kernels want.
+// How many floats of scratch the kernels want: whole vectors of them, aligned to 64 if they are to be fast.
 int64_t scratch_floats(const TransformView& view);
 
 // The kernels of one instruction set. x and y are [rows, channels] and may be the same.
@@ -70,12 +89,16 @@ class Transform {
   void multiply_scale(float factor);
 
   int64_t channels_, run_ = 0, outer_ = 1, inner_ = 0;
-  bool hadamard_ = false, per_run_ = false;
-  std::vector<float> scale_, matrix_, first_;
+  bool hadamard_ = false, per_run_ = false, same_ = true;
+  Outer kind_ = Outer::none;
+  std::vector<float> scale_, matrix_, first_;  // scale_ of all channels, or SAME of the same number
 };
 
 // The c of a matrix [size, size] whose entries are c (-1)^popcount(i & j); 0 if it is none such.
 float sylvester_factor(const float* matrix, int64_t size);
+
+// Which of the known matrices [size, size] this is, up to a common factor: matrix[0].
+Outer outer_kind(const float* matrix, int64_t size);
 
 // The largest power of two p, up to `most`, with matrix = F kron S: S is Sylvester's of order p, F [size / p, size / p] is any.
 int64_t sylvester_part(const float* matrix, int64_t size, int64_t most);

@@ -2,6 +2,7 @@
 // instruction set of the source file that includes this. See transform_rows.h.
 #pragma once
 
+#include "transform_outer.h"
 #include "transform_rows.h"
 
 namespace catonnx {
@@ -66,7 +67,7 @@ void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride
 
 // y_v = (x_v * scale_(v mod period)) matrix, for `count` runs x_v that begin `stride` apart.
 template <class From, class To>
-void multiply_runs(const From* x, int64_t stride, int64_t count, const float* scale, int64_t period,
+void multiply_runs(const From* x, int64_t stride, int64_t count, Scale scale, int64_t period,
                    const float* matrix, int64_t size, float* scratch, To* y, int64_t y_stride) {
   const int64_t width = padded(size);
   float *const in = scratch, *const out = scratch + TILE_ROWS * width;
@@ -74,11 +75,11 @@ void multiply_runs(const From* x, int64_t stride, int64_t count, const float* sc
   for (int64_t v = 0; v < count; v += TILE_ROWS) {
     const int64_t rows = count - v < TILE_ROWS ? count - v : TILE_ROWS;
     for (int64_t i = 0; i < rows; ++i) {
-      copy(x + (v + i) * stride, scale + place * size, size, in + i * width);
+      copy(x + (v + i) * stride, scale.from(place * size), size, in + i * width);
       place = place + 1 == period ? 0 : place + 1;
     }
     multiply(in, width, matrix, width, rows, size, size, out, width);
-    for (int64_t i = 0; i < rows; ++i) copy(out + i * width, nullptr, size, y + (v + i) * y_stride);
+    for (int64_t i = 0; i < rows; ++i) copy(out + i * width, size, y + (v + i) * y_stride);
   }
 }
 
@@ -86,34 +87,41 @@ void multiply_runs(const From* x, int64_t stride, int64_t count, const float* sc
 inline float* in_place(float* y) { return y; }
 inline float* in_place(Half*) { return nullptr; }
 
+// y = first^T x, both [outer, inner] with rows of padded(inner).
+void multiply_outer(const TransformView& view, const float* x, float* y) {
+  const int64_t width = padded(view.inner);
+  if (view.kind == Outer::twelve) return outer_twelve(x, width, y);
+  if (view.kind == Outer::thirty_six) return outer_thirty_six(x, width, y);
+  multiply(view.first, view.outer, x, width, view.outer, view.outer, view.inner, y, width);
+}
+
 // One run x [outer, inner]: y = first^T ((x * scale) matrix).
 template <class T>
-void kronecker_run(const TransformView& view, const T* x, const float* scale, float* scratch, T* y) {
+void kronecker_run(const TransformView& view, const T* x, Scale scale, float* scratch, T* y) {
   const int64_t outer = view.outer, inner = view.inner, width = padded(inner);
   float *const half = scratch, *const out = half + outer * width, *const rest = out + outer * width;
   if (view.hadamard && width == inner) {
     hadamard(x, scale, view.run, inner, rest, half);
   } else if (view.hadamard) {
     for (int64_t i = 0; i < outer; ++i) {
-      hadamard(x + i * inner, scale + i * inner, inner, inner, rest, half + i * width);
+      hadamard(x + i * inner, scale.from(i * inner), inner, inner, rest, half + i * width);
     }
   } else {
     multiply_runs(x, inner, outer, scale, outer, view.matrix, inner, rest, half, width);
   }
-  if (float* const whole = in_place(y); whole != nullptr && width == inner) {
-    return multiply(view.first, outer, half, width, outer, outer, inner, whole, inner);
-  }
-  multiply(view.first, outer, half, width, outer, outer, inner, out, width);
-  for (int64_t i = 0; i < outer; ++i) copy(out + i * width, nullptr, inner, y + i * inner);
+  float* const whole = width == inner ? in_place(y) : nullptr;
+  multiply_outer(view, half, whole == nullptr ? out : whole);
+  if (whole != nullptr) return;
+  for (int64_t i = 0; i < outer; ++i) copy(out + i * width, inner, y + i * inner);
 }
 
 template <class T>
 void transform_rows(const TransformView& view, const T* x, int64_t rows, float* scratch, T* y) {
   const int64_t channels = view.channels, runs = channels / view.run, size = view.inner;
-  if (view.first != nullptr) {
+  if (view.kind != Outer::none) {
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t at = 0; at < channels; at += view.run) {
-        kronecker_run(view, x + row * channels + at, view.scale + at, scratch, y + row * channels + at);
+        kronecker_run(view, x + row * channels + at, view.scale.from(at), scratch, y + row * channels + at);
       }
     }
   } else if (view.hadamard) {
@@ -122,7 +130,7 @@ void transform_rows(const TransformView& view, const T* x, int64_t rows, float* 
     }
   } else if (view.per_run) {
     for (int64_t i = 0; i < runs; ++i) {
-      multiply_runs(x + i * size, channels, rows, view.scale + i * size, 1, view.matrix + i * size * padded(size), size,
+      multiply_runs(x + i * size, channels, rows, view.scale.from(i * size), 1, view.matrix + i * size * padded(size), size,
                     scratch, y + i * size, channels);
     }
   } else {
@@ -130,8 +138,8 @@ void transform_rows(const TransformView& view, const T* x, int64_t rows, float* 
   }
 }
 
-void widen(const Half* x, int64_t count, float* y) { copy(x, nullptr, count, y); }
-void narrow(const float* x, int64_t count, Half* y) { copy(x, nullptr, count, y); }
+void widen(const Half* x, int64_t count, float* y) { copy(x, count, y); }
+void narrow(const float* x, int64_t count, Half* y) { copy(x, count, y); }
 
 constexpr TransformKernels kernels_here{transform_rows<float>, transform_rows<Half>, widen, narrow};
 

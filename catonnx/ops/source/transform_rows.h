@@ -112,14 +112,21 @@ inline void store_some(T* p, V v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = whole[i];
 }
 
+static_assert(REGISTERS * N <= SAME, "so far a Scale is read at once");
+
 // y = x, converted; x times scale if there is one.
 template <class From, class To>
-inline void copy(const From* x, const float* scale, int64_t count, To* y) {
+inline void copy(const From* x, Scale scale, int64_t count, To* y) {
+  const bool scaled = scale.numbers != nullptr;
   int64_t i = 0;
-  for (; i + N <= count; i += N) store(y + i, scale == nullptr ? load(x + i) : load(x + i) * load(scale + i));
+  for (; i + N <= count; i += N) store(y + i, scaled ? load(x + i) * load(scale.from(i).numbers) : load(x + i));
   if (i == count) return;
   const V v = load_some(x + i, count - i);
-  store_some(y + i, scale == nullptr ? v : v * load_some(scale + i, count - i), count - i);
+  store_some(y + i, scaled ? v * load_some(scale.from(i).numbers, count - i) : v, count - i);
+}
+template <class From, class To>
+inline void copy(const From* x, int64_t count, To* y) {
+  copy(x, Scale{nullptr, true}, count, y);
 }
 
 // --- Walsh-Hadamard -------------------------------------------------------------------------------------------------
@@ -220,10 +227,10 @@ inline float* between_passes(Half*, float* scratch) { return scratch; }
 
 // Runs that are wider than what the registers hold.
 template <class From, class To>
-void hadamard_wide(const From* x, const float* scale, int64_t run, float* scratch, To* y) {
+void hadamard_wide(const From* x, Scale scale, int64_t run, float* scratch, To* y) {
   float* const work = between_passes(y, scratch);
   int64_t stride = REGISTERS * N;
-  for (int64_t at = 0; at < run; at += stride) transform_near<REGISTERS>(x + at, scale + at, work + at);
+  for (int64_t at = 0; at < run; at += stride) transform_near<REGISTERS>(x + at, scale.from(at).numbers, work + at);
   while (stride < run) {
     const int64_t count = run / stride < REGISTERS ? run / stride : REGISTERS, group = stride * count;
     if (group == run) {
@@ -238,23 +245,25 @@ void hadamard_wide(const From* x, const float* scale, int64_t run, float* scratc
 }
 
 template <int count, class From, class To>
-void hadamard_near(const From* x, const float* scale, int64_t channels, To* y) {
-  for (int64_t at = 0; at < channels; at += count * N) transform_near<count>(x + at, scale + at, y + at);
+void hadamard_near(const From* x, Scale scale, int64_t channels, To* y) {
+  for (int64_t at = 0; at < channels; at += count * N) transform_near<count>(x + at, scale.from(at).numbers, y + at);
 }
 
 // Runs that are narrower than a vector.
 template <int width, class From, class To>
-void hadamard_narrow(const From* x, const float* scale, int64_t channels, To* y) {
+void hadamard_narrow(const From* x, Scale scale, int64_t channels, To* y) {
   int64_t at = 0;
-  for (; at + N <= channels; at += N) store(y + at, within<width>(load(x + at) * load(scale + at)));
+  for (; at + N <= channels; at += N) {
+    store(y + at, within<width>(load(x + at) * load(scale.from(at).numbers)));
+  }
   const int64_t left = channels - at;
   if (left == 0) return;
-  store_some(y + at, within<width>(load_some(x + at, left) * load_some(scale + at, left)), left);
+  store_some(y + at, within<width>(load_some(x + at, left) * load_some(scale.from(at).numbers, left)), left);
 }
 
 // All runs of one row.
 template <class From, class To>
-void hadamard(const From* x, const float* scale, int64_t channels, int64_t run, float* scratch, To* y) {
+void hadamard(const From* x, Scale scale, int64_t channels, int64_t run, float* scratch, To* y) {
   if (run == 1) return hadamard_narrow<1>(x, scale, channels, y);
   if (run == 2) return hadamard_narrow<2>(x, scale, channels, y);
   if (run == 4) return hadamard_narrow<4>(x, scale, channels, y);
@@ -271,7 +280,7 @@ void hadamard(const From* x, const float* scale, int64_t channels, int64_t run, 
   if constexpr (REGISTERS == 16) {
     if (run == 16 * N) return hadamard_near<16>(x, scale, channels, y);
   }
-  for (int64_t at = 0; at < channels; at += run) hadamard_wide(x + at, scale + at, run, scratch, y + at);
+  for (int64_t at = 0; at < channels; at += run) hadamard_wide(x + at, scale.from(at), run, scratch, y + at);
 }
 
 }  // namespace
