@@ -108,6 +108,18 @@ def test_where_a_type_comes_from(
     assert types[result] == expected
 
 
+def test_of_onnx_runtimes_operators_the_first_input_tells() -> None:
+    net = Net()
+    x, lengths = net.input("x", [1, 1, 32]), net.input("lengths", [1], TensorProto.INT32)
+    codes, scales, zeros = (net.input(name, None, kind) for name, kind in (("q", 2), ("s", 1), ("z", 2)))
+    product = net.op("MatMulNBits", x, codes, scales, zeros, domain="com.microsoft", K=32, N=32, bits=4, block_size=32)
+    given = [product, product, product, "", "", lengths, lengths]
+    attended = net.op("GroupQueryAttention", *given, domain="com.microsoft", num_heads=2, kv_num_heads=2)
+    net.output(net.op("Identity", attended, result="y"))
+    types = {value.name: kind for value, kind in element_types(undeclared(net.model()).graph).items()}
+    assert types[product] == types[attended] == FLOAT
+
+
 def test_if_and_loop_have_the_types_of_their_bodies() -> None:
     net = Net()
     net.input("go", [], TensorProto.BOOL)
