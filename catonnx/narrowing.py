@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from catonnx.analysis import Opened, analyse
@@ -71,12 +72,14 @@ def _measured(
     model: ir.Model, types: Mapping[ir.Value, ir.DataType | None], feeds: Sequence[Feeds], work: Path, provider: str
 ) -> dict[str, float]:
     """Return the largest magnitude of every value of the main graph that is no constant, by name."""
-    given = [value for node in model.graph for value in node.outputs]
-    values = [value for value in (*model.graph.inputs, *given) if types.get(value) == FLOAT]
+    values = [value for node in model.graph for value in node.outputs if types.get(value) == FLOAT]
     used = [value for value in values if value.uses() or value.is_graph_output()]
     follows = {value for value in used if _follows(value, types)}
     copy, outputs = with_ranges(model, [str(value.name) for value in used if value not in follows])
     ranges = dict.fromkeys(outputs, 0.0)
+    for name, array in (item for sample in feeds for item in sample.items() if item[1].dtype.kind == "f"):
+        sizes = np.abs(array[np.isfinite(array)])
+        ranges[name] = max(ranges.get(name, 0.0), float(sizes.max(initial=0)))
     with opened(Unwritten(copy, work), provider=provider, optimization="as written", scratch=work) as running:
         for found in running.run([Request(sample, list(outputs.values())) for sample in feeds]):
             for name, array in zip(outputs, found, strict=True):
