@@ -151,7 +151,11 @@ def test_large_values_do_not_overflow_wherever_they_come_from(build: Callable[[N
     )
     x = (random(size=shape) * scale).astype(np.float32)
     onnx.save(net.proto(), tmp_path / "model.onnx")
-    np.savez(tmp_path / "feeds.npz", allow_pickle=False, **{f"{index}/x": x for index in range(2)})
+    np.savez(
+        tmp_path / "feeds.npz",
+        allow_pickle=False,
+        **{f"{index}/x": x * np.float32(1000.0**-index) for index in range(2)},
+    )
     recipe = dataclasses.replace(FLOAT16, calibration=str(tmp_path / "feeds.npz"), include=("*",), lm_head=True)
     catonnx.optimize(tmp_path / "model.onnx", tmp_path / "out", recipe)
     expected = run(tmp_path / "model.onnx", {"x": x})["y"]
@@ -161,12 +165,53 @@ def test_large_values_do_not_overflow_wherever_they_come_from(build: Callable[[N
     assert relative(expected, actual) < 2e-3
 
 
-def test_an_input_that_an_output_repeats_is_no_cache(tmp_path: Path) -> None:
+def test_a_masked_row_stays_finite_where_calibration_masked_nothing(tmp_path: Path) -> None:
+    net = Net()
+    x, mask = net.input("x", [8, 64]), net.input("mask", [8, 64])
+    hidden = net.op("Mul", net.op("Sub", net.constant(1.0), mask), net.constant(float(np.finfo(np.float32).min)))
+    scores = net.op("Add", net.op("MatMul", x, net.normal(64, 64)), hidden)
+    net.output(net.op("MatMul", net.op("Softmax", scores), net.normal(64, 64), result="y"))
+    onnx.save(net.proto(), tmp_path / "model.onnx")
+    feeds = {
+        "x": np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32),
+        "mask": np.ones((8, 64), np.float32),
+    }
+    np.savez(tmp_path / "feeds.npz", allow_pickle=False, **{f"0/{name}": array for name, array in feeds.items()})
+    recipe = dataclasses.replace(FLOAT16, calibration=str(tmp_path / "feeds.npz"), include=("*",), lm_head=True)
+    catonnx.optimize(tmp_path / "model.onnx", tmp_path / "out", recipe)
+    feeds["mask"] = np.tri(8, 64, -1, dtype=np.float32)  # nothing is seen in the first row
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    actual = np.asarray(*ReferenceEvaluator(model).run(None, feeds))
+    assert np.isfinite(actual).all()
+    assert relative(run(tmp_path / "model.onnx", feeds)["y"][1:], actual[1:]) < 5e-3
+
+
+def test_a_cache_that_float16_does_not_hold_stays(tmp_path: Path) -> None:
+    net = Net()
+    x, past = net.input("x", ["n", 64]), net.input("past_key_values.0.key", ["m", 64])
+    present = net.op("Concat", past, net.op("MatMul", x, net.normal(64, 64)), axis=0, result="present.0.key")
+    net.output(present)
+    net.output(net.op("MatMul", net.op("Mul", present, net.constant(1e-4)), net.normal(64, 64), result="y"))
+    onnx.save(net.proto(), tmp_path / "model.onnx")
+    array = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+    np.savez(tmp_path / "feeds.npz", allow_pickle=False, **{"0/x": array, f"0/{past}": array * 1e5})
+    recipe = dataclasses.replace(FLOAT16, calibration=str(tmp_path / "feeds.npz"), include=("*",), lm_head=True)
+    catonnx.optimize(tmp_path / "model.onnx", tmp_path / "out", recipe)
+    assert signature(tmp_path / "out") == signature(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("read_on", [False, True])
+def test_an_input_that_an_output_repeats_is_no_cache(read_on: bool, tmp_path: Path) -> None:
     net = Net()
     x = net.input("x", ["n", 64])
-    net.output(net.op("Concat", x, net.op("MatMul", net.op("Relu", x), net.normal(64, 64)), axis=-1, result="y"))
+    other = net.input("other", ["n", 64]) if not read_on else x
+    net.output(net.op("Concat", x, net.op("MatMul", net.op("Relu", other), net.normal(64, 64)), axis=-1, result="y"))
+    if read_on:
+        net.output(net.op("Relu", "y", result="z"))
     onnx.save(net.proto(), tmp_path / "model.onnx")
-    given = str(write_feeds(tmp_path / "feeds.npz", 32, 64))
+    array = np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32)
+    np.savez(tmp_path / "feeds.npz", allow_pickle=False, **{f"0/{item.name}": array for item in net.inputs})
+    given = str(tmp_path / "feeds.npz")
     recipe = dataclasses.replace(FLOAT16, calibration=given, include=("*",), lm_head=True)
     catonnx.optimize(tmp_path / "model.onnx", tmp_path / "out", recipe)
     assert signature(tmp_path / "out") == signature(tmp_path / "model.onnx")

@@ -157,6 +157,18 @@ def test_slots_say_what_may_become_float16() -> None:
     assert found.outputs[0].variable == found.inputs[0].variable
 
 
+def test_statistics_of_a_fused_norm_are_float32() -> None:
+    net = Net()
+    given = [net.input(name, [2, 8]) for name in ("x", "skip")]
+    results = ["y", "mean", "deviation", "sum"]
+    net.ops("SkipLayerNormalization", *given, net.vector(8), results=results, domain="com.microsoft")
+    for name in results:
+        net.output(name)
+    found = signature(net.model().graph.node(0), 21)
+    assert found is not None
+    assert ["float16" in slot.types for slot in found.outputs] == [True, False, False, True]
+
+
 def test_an_operator_that_nobody_knows_has_no_slots() -> None:
     net = Net()
     net.output(net.op("Invented", net.input("x", [2]), domain="some.where", result="y"))

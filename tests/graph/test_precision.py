@@ -226,6 +226,29 @@ def test_branches_compute_what_was_measured_behind_their_if() -> None:
     assert kept(net, {chosen: 33000.0}) == {BEYOND: ["If", "Relu", "Relu", "Relu"]}
 
 
+def test_a_function_that_is_given_out_is_an_activation() -> None:
+    net, x = with_input()
+    net.output(net.op("ReduceSum", net.output(net.op("Exp", x))))
+    assert kept(net) == {SUM: ["ReduceSum"]}
+
+
+def test_what_a_table_holds_is_no_number_like_a_mask() -> None:
+    net, x = with_input()
+    row = net.op("Gather", net.normal(64, 8), net.input("positions", ["n"], TensorProto.INT64))
+    net.output(net.op("Mul", x, row, result="y"))
+    graph = net.model().graph
+    assert not Precision(graph).is_number(next(node.outputs[0] for node in graph if node.op_type == "Gather"))
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_a_model_with_either_half_type_is_mixed(kind: int) -> None:
+    net, x = with_input()
+    net.output(linear(net, x, "y"))
+    assert not Precision(net.model().graph).mixed
+    net.output(net.op("Cast", net.op("Cast", x, to=kind), to=TensorProto.FLOAT))
+    assert Precision(net.model().graph).mixed
+
+
 def test_operators_without_float16_stay() -> None:
     net, x = with_input()
     own = net.op("Invented", x, domain="some.where")
@@ -296,3 +319,5 @@ def test_a_loop_is_fed_and_gives_float32_but_computes_in_float16() -> None:
     assert made[looped] == FLOAT
     inner = {node.op_type: precision.made(node.outputs[0]) for node in ir.traversal.RecursiveGraphIterator(model.graph)}
     assert inner["Relu"] == HALF
+    large = Precision(model.graph, {looped: 33000.0})
+    assert {node.op_type for node in large.kept} == {"Loop", "MatMul"}, "what a body returns was measured behind it"

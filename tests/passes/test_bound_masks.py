@@ -103,6 +103,14 @@ def test_a_constant_keeps_its_number_for_other_readers() -> None:
     assert constants(net) == [LOWEST, MASKED]
 
 
+def test_a_number_in_an_attribute_is_a_change() -> None:
+    net = Net()
+    net.output(net.op("Softmax", net.op("Add", net.input("x", ["n", 4]), filled(net, "")), result="y"))
+    model = net.model()
+    assert BoundMasks()(model).modified
+    assert not BoundMasks()(model).modified
+
+
 def test_an_output_says_what_it_said() -> None:
     net = Net()
     mask = net.input("mask", ["n", 4], TensorProto.BOOL)
