@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
 
 import catonnx
 import models
@@ -101,6 +104,144 @@ def test_what_would_overflow_is_found_by_measuring(tmp_path: Path) -> None:
     assert kinds >= {TensorProto.FLOAT, TensorProto.FLOAT16}
     expected, actual = run(tmp_path / "model.onnx", feeds)["y"], run(tmp_path / "out", feeds)["y"]
     assert relative(expected, actual) < 2e-3
+
+
+def from_the_caller(net: Net) -> str:
+    return net.op("Mul", net.op("Transpose", net.input("x", [64, 64])), net.constant(1e-4))
+
+
+def from_a_table(net: Net) -> str:
+    rows = net.op("Gather", net.normal(64, 64), net.op("Cast", net.input("x", [64]), to=TensorProto.INT64))
+    table = net.nodes[-1].input[0]
+    net.initializers[table] = net.initializers[table] * np.float32(1e6)
+    return net.op("Mul", rows, net.constant(1e-4))
+
+
+def from_integers(net: Net) -> str:
+    codes, scale, zero = net.ops("DynamicQuantizeLinear", net.input("x", [64, 64]), results=["q", "s", "z"])
+    product = net.op("MatMulInteger", codes, net.constant(np.full((64, 64), 99, np.int8)), zero)
+    return net.op("Mul", net.op("Cast", product, to=TensorProto.FLOAT), net.op("Mul", scale, net.constant(1e-5)))
+
+
+def from_a_branch(net: Net) -> str:
+    x, branches = net.input("x", [64, 64]), [net.body(), net.body()]
+    for branch in branches:
+        branch.output(branch.op("Mul", branch.op("Mul", x, branch.constant(1e-3)), branch.constant(6e4)))
+    flag = net.op("Greater", net.op("ReduceMax", x, keepdims=0), net.constant(0.0))
+    chosen = net.op("If", flag, then_branch=branches[0].graph(), else_branch=branches[1].graph())
+    return net.op("Mul", chosen, net.constant(1e-6))
+
+
+def from_a_sequence(net: Net) -> str:
+    parts = net.op("SplitToSequence", net.op("Tanh", net.input("x", [64, 64])), axis=0, keepdims=1)
+    return net.op("ConcatFromSequence", parts, axis=0)
+
+
+SOURCES = [from_the_caller, from_a_table, from_integers, from_a_branch, from_a_sequence]
+
+
+@pytest.mark.parametrize("build", SOURCES)
+def test_large_values_do_not_overflow_wherever_they_come_from(build: Callable[[Net], str], tmp_path: Path) -> None:
+    """Judged in numpy's float16: ONNX Runtime computes in float32 on the CPU, where nothing overflows."""
+    net = Net()
+    net.output(net.op("MatMul", build(net), net.normal(64, 64), result="y"))
+    shape = [dimension.dim_value for dimension in net.inputs[0].type.tensor_type.shape.dim]
+    scale, random = (
+        (63, np.random.default_rng(0).uniform) if len(shape) == 1 else (1e5, np.random.default_rng(0).normal)
+    )
+    x = (random(size=shape) * scale).astype(np.float32)
+    onnx.save(net.proto(), tmp_path / "model.onnx")
+    np.savez(
+        tmp_path / "feeds.npz",
+        allow_pickle=False,
+        **{f"{index}/x": x * np.float32(1000.0**-index) for index in range(2)},
+    )
+    recipe = dataclasses.replace(FLOAT16, calibration=str(tmp_path / "feeds.npz"), include=("*",), lm_head=True)
+    catonnx.optimize(tmp_path / "model.onnx", tmp_path / "out", recipe)
+    expected = run(tmp_path / "model.onnx", {"x": x})["y"]
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    assert any(tensor.data_type == TensorProto.FLOAT16 and len(tensor.dims) == 2 for tensor in model.graph.initializer)
+    actual = np.asarray(*ReferenceEvaluator(model).run(None, {"x": x}))
+    assert relative(expected, actual) < 2e-3
+
+
+def test_a_masked_row_stays_finite_where_calibration_masked_nothing(tmp_path: Path) -> None:
+    net = Net()
+    x, mask = net.input("x", [8, 64]), net.input("mask", [8, 64])
+    hidden = net.op("Mul", net.op("Sub", net.constant(1.0), mask), net.constant(float(np.finfo(np.float32).min)))
+    scores = net.op("Add", net.op("MatMul", x, net.normal(64, 64)), hidden)
+    net.output(net.op("MatMul", net.op("Softmax", scores), net.normal(64, 64), result="y"))
+    onnx.save(net.proto(), tmp_path / "model.onnx")
+    feeds = {
+        "x": np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32),
+        "mask": np.ones((8, 64), np.float32),
+    }
+    np.savez(tmp_path / "feeds.npz", allow_pickle=False, **{f"0/{name}": array for name, array in feeds.items()})
+    recipe = dataclasses.replace(FLOAT16, calibration=str(tmp_path / "feeds.npz"), include=("*",), lm_head=True)
+    catonnx.optimize(tmp_path / "model.onnx", tmp_path / "out", recipe)
+    feeds["mask"] = np.tri(8, 64, -1, dtype=np.float32)  # nothing is seen in the first row
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    actual = np.asarray(*ReferenceEvaluator(model).run(None, feeds))
+    assert np.isfinite(actual).all()
+    assert relative(run(tmp_path / "model.onnx", feeds)["y"][1:], actual[1:]) < 5e-3
+
+
+def test_a_cache_that_float16_does_not_hold_stays(tmp_path: Path) -> None:
+    net = Net()
+    x, past = net.input("x", ["n", 64]), net.input("past_key_values.0.key", ["m", 64])
+    present = net.op("Concat", past, net.op("MatMul", x, net.normal(64, 64)), axis=0, result="present.0.key")
+    net.output(present)
+    net.output(net.op("MatMul", net.op("Mul", present, net.constant(1e-4)), net.normal(64, 64), result="y"))
+    onnx.save(net.proto(), tmp_path / "model.onnx")
+    array = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+    np.savez(tmp_path / "feeds.npz", allow_pickle=False, **{"0/x": array, f"0/{past}": array * 1e5})
+    recipe = dataclasses.replace(FLOAT16, calibration=str(tmp_path / "feeds.npz"), include=("*",), lm_head=True)
+    catonnx.optimize(tmp_path / "model.onnx", tmp_path / "out", recipe)
+    assert signature(tmp_path / "out") == signature(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("read_on", [False, True])
+def test_an_input_that_an_output_repeats_is_no_cache(read_on: bool, tmp_path: Path) -> None:
+    net = Net()
+    x = net.input("x", ["n", 64])
+    other = net.input("other", ["n", 64]) if not read_on else x
+    net.output(net.op("Concat", x, net.op("MatMul", net.op("Relu", other), net.normal(64, 64)), axis=-1, result="y"))
+    if read_on:
+        net.output(net.op("Relu", "y", result="z"))
+    onnx.save(net.proto(), tmp_path / "model.onnx")
+    array = np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32)
+    np.savez(tmp_path / "feeds.npz", allow_pickle=False, **{f"0/{item.name}": array for item in net.inputs})
+    given = str(tmp_path / "feeds.npz")
+    recipe = dataclasses.replace(FLOAT16, calibration=given, include=("*",), lm_head=True)
+    catonnx.optimize(tmp_path / "model.onnx", tmp_path / "out", recipe)
+    assert signature(tmp_path / "out") == signature(tmp_path / "model.onnx")
+
+
+def test_all_caches_of_an_attention_change_whatever_they_are_called(tmp_path: Path) -> None:
+    net = Net()
+    x = net.input("x", [1, "n", 64])
+    query, key, value = (net.op("MatMul", x, net.normal(64, 64)) for _ in range(3))
+    past = [net.input(name, [1, 4, "m", 16]) for name in ("keys_in", "values_in")]
+    results = ["attended", "keys_out", "values_out"]
+    heads: dict[str, Any] = {"q_num_heads": 4, "kv_num_heads": 4}
+    net.opset = 23
+    net.ops("Attention", query, key, value, "", *past, results=results, **heads)
+    net.output(net.op("MatMul", "attended", net.normal(64, 64), result="y"))
+    for name in results[1:]:
+        net.output(name)
+    proto = net.proto()
+    for output in proto.graph.output[1:]:
+        output.type.tensor_type.shape.CopyFrom(proto.graph.input[1].type.tensor_type.shape)
+        output.type.tensor_type.shape.dim[2].dim_param = "k"
+    onnx.save(proto, tmp_path / "model.onnx")
+    random = np.random.default_rng(0)
+    shapes = {"x": (1, 8, 64), "keys_in": (1, 4, 0, 16), "values_in": (1, 4, 0, 16)}
+    arrays = {f"0/{name}": random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    np.savez(tmp_path / "feeds.npz", allow_pickle=False, **arrays)
+    recipe = dataclasses.replace(FLOAT16, calibration=str(tmp_path / "feeds.npz"), include=("*",), lm_head=True)
+    catonnx.optimize(tmp_path / "model.onnx", tmp_path / "out", recipe)
+    changed = {name for name, kind in signature(tmp_path / "out") if kind == TensorProto.FLOAT16}
+    assert changed == {"keys_in", "values_in", "keys_out", "values_out"}
 
 
 def test_a_model_that_is_float16_already_stays(tmp_path: Path) -> None:

@@ -185,7 +185,10 @@ def _inferred(node: ir.Node, opset: int, known: Mapping[ir.Value, ElementType]) 
         # Of an operator that nobody knows, the first output is what it is for.
         yield from (special or (next(iter(floats), None) if place == 0 else None) for place in range(len(node.outputs)))
         return
-    bound = {slot.variable: kind for slot, kind in zip(slots.inputs, kinds, strict=False) if kind is not None}
+    bound: dict[str, ElementType] = {}
+    for slot, kind in zip(slots.inputs, kinds, strict=False):
+        if kind is not None:
+            bound.setdefault(slot.variable, kind)  # of ONNX Runtime's operators the first, no codes or lengths
     for slot in slots.outputs:
         yield bound.get(slot.variable) or _only(slot.types)
 

@@ -6,6 +6,7 @@ Products and activations are at home in float16: its 11 bits are finer than any 
 | --- | --- |
 | sums and means, what follows from them number by number, and what they scale or shift | squares overflow at 256 |
 | squares and other functions that nothing else reads | the same |
+| epsilons below float16's normal numbers, what they guard; logarithms | Log and Div of what has become zero |
 | angles and positions before Cos and Sin, indices computed in float | from 2048 on, float16 skips whole numbers |
 | values near float16's largest number, as far as they were measured | Inf |
 | operators without float16 | |
@@ -38,21 +39,34 @@ Large Language Models", 2024): 20,500 in SmolLM2-135M."""
 _SEARCHED = 1 << 22
 """Numbers of a constant that is looked through for such as float16 does not hold; larger ones are weights."""
 
+_INFINITE = 1e8
+"""From where on a number in a float32 model stands for infinity, rather than for a frequency or an offset."""
+
 _SENSITIVE = frozenset(
-    "Acos Acosh Asin Asinh Atan Atanh Cos Cosh CumSum Det GridSample NonMaxSuppression ReduceL1 ReduceL2 ReduceLogSum "
-    "ReduceLogSumExp ReduceMean ReduceProd ReduceSum ReduceSumSquare RoiAlign Sin Sinh Tan".split()
+    "Acos Acosh Asin Asinh Atan Atanh Cos Cosh CumSum Det GridSample Log NonMaxSuppression ReduceL1 ReduceL2 "
+    "ReduceLogSum ReduceLogSumExp ReduceMean ReduceProd ReduceSum ReduceSumSquare RoiAlign Sin Sinh Tan".split()
 )
-_STATISTICS = frozenset(operator for operator in _SENSITIVE if operator.startswith("Reduce"))
+_STATISTICS = frozenset(operator for operator in _SENSITIVE if operator.startswith("Reduce") or operator == "Log")
 _BY_NUMBER = frozenset(
     "Abs Add Cast Clip Div Exp Identity Log Max Min Mul Neg Pow Reciprocal Sqrt Squeeze Sub Unsqueeze".split()
 )
 """Operators that make another statistic of statistics."""
 
 _APPLYING = frozenset({"Add", "Div", "Mul", "Sub"})
-_FUNCTIONS = frozenset({"Abs", "Clip", "Exp", "Log", "Neg", "Pow", "Sqrt"})
+_FUNCTIONS = frozenset({"Abs", "Clip", "Exp", "Log", "Neg", "Pow", "Sigmoid", "Softmax", "Sqrt"})
 _LOOKUPS = frozenset({"Gather", "GatherElements", "GatherND"})
-_LIMITS = frozenset({"Add", "Clip", "Max", "Min", "Sub", "Where"})
-"""Operators that take in a number beyond float16's range as a bound, or as what stands for minus infinity."""
+BOUNDS = frozenset({"Clip", "Max", "Min"})
+_MASKING = frozenset({"Add", "Sub", "Where"})
+"""Operators that take in a number beyond float16's range as what stands for minus infinity."""
+
+_CALCULATING = frozenset({"Div", "Gemm", "MatMul", "Mod", "Pow"})
+"""Operators that make another number of such as masks and angles come from: their constants are what they are."""
+
+_CODING = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
+_CODING |= {"QuantizeLinear"}
+"""Operators that give out activations as integers."""
+
+_SCALING = frozenset({"DequantizeLinear", "QuantizeLinear"})
 
 _AGNOSTIC = frozenset({"Cast", "IsInf", "IsNaN", "Shape", "Size"})
 """Operators whose first input may be of either type, and that give out the same."""
@@ -76,7 +90,7 @@ class Precision:
     def __init__(
         self, graph: ir.Graph, ranges: Mapping[str, float] | None = None, half_inputs: frozenset[ir.Value] = frozenset()
     ) -> None:
-        self._ranges, self._half_inputs = ranges or {}, half_inputs
+        self._half_inputs = half_inputs
         self._opset = graph.opset_imports.get("", 1)
         self._nodes = list(_inner_first(graph))
         types, sequences = element_types(graph), set(_sequences(graph, self._nodes))
@@ -84,6 +98,7 @@ class Precision:
         # What goes into a sequence, or comes out of one, has the type that the sequence was made with.
         self._bound = {node for node in self._nodes if not sequences.isdisjoint((*node.inputs, *node.outputs))}
         self._signatures = {node: self._signature(node) for node in self._nodes}
+        self._ranges = self._find_ranges(ranges or {})
         self._numbers = self._find_numbers()
         self.kept: dict[ir.Node, str] = {}
         self._keep_forward()
@@ -107,9 +122,20 @@ class Precision:
         """Whether a float follows from shapes, positions and constants alone, as masks and angles do."""
         return value in self._numbers
 
-    def is_limit(self, node: ir.Node) -> bool:
-        """Whether a constant beyond float16's range may be brought into it at a node."""
-        return not node.domain and (node.op_type in _LIMITS or (bool(node.outputs) and self.is_number(node.outputs[0])))
+    def may_bound(self, node: ir.Node, array: np.ndarray) -> bool:
+        """Whether the numbers of a constant that are beyond float16's range may be brought into it at a node."""
+        if node.domain or any(value.is_graph_output() for value in node.outputs):
+            return False  # the caller is told that number
+        if node.op_type in BOUNDS:
+            return self.kept.get(node) != POSITION
+        beyond = np.unique(np.abs(array[np.isfinite(array) & (np.abs(array) > LARGEST)]))
+        infinite = bool((beyond >= _INFINITE).all())
+        if array.size == 1 and node.op_type == "Mul" and infinite:
+            return True  # of a mask that the caller gives
+        if len(beyond) > 1 or (self.kept.get(node) == POSITION and not infinite):
+            return False
+        numbers = bool(node.outputs) and self.is_number(node.outputs[0]) and node.op_type not in _CALCULATING
+        return node.op_type in _MASKING or numbers
 
     def made(self, value: ir.Value) -> ElementType:
         """Return the type in which a value is computed."""
@@ -149,14 +175,31 @@ class Precision:
 
     def _find_numbers(self) -> set[ir.Value]:
         found: set[ir.Value] = set()
+        codes: set[ir.Value] = set()
         for node in self._nodes:
             inner = list(bodies(node))
+            coded = node.op_type in _CODING or not codes.isdisjoint(node.inputs)
             for place, value in enumerate(node.outputs):
-                if self.types.get(value) != FLOAT or node.op_type in _LOOKUPS or _is_loop(node):
+                if not _is_float(self.types.get(value)):
+                    codes.update([value] if coded and node.op_type not in _SIZES else [])
                     continue
-                sources = [body.outputs[place] for body in inner] if inner else self._floats(node)
-                if all(source in found or self.is_constant(source) for source in sources):
+                if coded or node.op_type in _LOOKUPS or _is_loop(node):
+                    continue
+                sources = [body.outputs[place] for body in inner] if inner else node.inputs
+                floats = [item for item in sources if item is not None and _is_float(self.types.get(item))]
+                if all(source in found or self.is_constant(source) for source in floats):
                     found.add(value)
+        return found
+
+    def _find_ranges(self, measured: Mapping[str, float]) -> dict[str, float]:
+        """Return how large values become, with what bodies return that becomes a value that was measured."""
+        found = dict(measured)
+        for node in reversed(self._nodes):
+            skipped = 1 if node.op_type == "Loop" else 0  # whether to go on
+            for body in bodies(node):
+                for value, returned in zip(node.outputs, body.outputs[skipped:], strict=False):
+                    name = str(returned.name)
+                    found[name] = max(found.get(name, 0.0), found.get(str(value.name), 0.0))
         return found
 
     def _keep_forward(self) -> None:
@@ -167,7 +210,7 @@ class Precision:
             floats = [value for value in node.outputs if self.types.get(value) == FLOAT]
             if not floats and not read:
                 continue
-            why = ""
+            why, guards = "", False
             if plain and node.op_type in _SENSITIVE:
                 why = SUM if node.op_type in _STATISTICS else POSITION
             elif plain and node.op_type in _BY_NUMBER and read and statistics.issuperset(read):
@@ -177,13 +220,17 @@ class Precision:
                 floats = []  # a number for each activation again
             elif read and not floats and all(self.is_number(value) for value in read) and node.op_type not in _SIZES:
                 why = POSITION  # an index or a mask
+            elif plain and node.op_type == "Sub" and len(read) == 2 and all(self.is_number(value) for value in read):
+                why = POSITION  # a distance
             elif self._goes_beyond(node):
                 why = BEYOND
+            elif self._is_too_fine(node):
+                why, guards = BEYOND, node.op_type not in _SCALING
             elif not self._has_half(node):
                 why = NO_KERNEL
             if why:
                 self.kept[node] = why
-            if why == SUM:
+            if why == SUM or guards:
                 statistics.update(floats)
 
     def _has_half(self, node: ir.Node) -> bool:
@@ -197,20 +244,28 @@ class Precision:
 
     def _goes_beyond(self, node: ir.Node) -> bool:
         """Whether a node meets numbers that float16 may not hold."""
-        values = [value for value in (*node.inputs, *node.outputs) if value is not None]
-        measured = (self._ranges.get(str(value.name), 0) for value in values if not self.is_number(value))
-        if max(measured, default=0) * HEADROOM > LARGEST:
-            return True
-        constants = [value for value in node.inputs if value is not None and self.types.get(value) == FLOAT]
-        limit = self.is_limit(node)
-        for array in map(small_constant, filter(self.is_constant, constants)):
-            sizes = np.abs(array[np.isfinite(array)])
-            if not limit and sizes.max(initial=0) > LARGEST:
+        for value in (*node.inputs, *node.outputs):
+            size = 0.0 if value is None else self._ranges.get(str(value.name), 0.0)
+            # Masks do not grow: what stands for infinity is as large as it was made.
+            if value is not None and size * (1 if self.is_number(value) else HEADROOM) > LARGEST:
                 return True
-            # An epsilon: as zero, it would guard against nothing.
-            if sizes.size == 1 and 0 < sizes.max() < SMALLEST:
+        arrays = self._constants(node)
+        return any(
+            np.abs(array[np.isfinite(array)]).max(initial=0) > LARGEST and not self.may_bound(node, array)
+            for array in arrays
+        )
+
+    def _is_too_fine(self, node: ir.Node) -> bool:
+        """Whether a node reads an epsilon, which as zero would guard against nothing, or scales that float16 rounds."""
+        for sizes in map(np.abs, self._constants(node)):
+            fine = (sizes > 0) & (sizes < SMALLEST)
+            if fine.any() and (sizes.size == 1 or (node.op_type in _SCALING and not node.domain)):
                 return True
         return False
+
+    def _constants(self, node: ir.Node) -> list[np.ndarray]:
+        values = [value for value in node.inputs if value is not None and self.types.get(value) == FLOAT]
+        return [small_constant(value) for value in values if self.is_constant(value)]
 
     def _keep_backward(self) -> None:
         """Keep positions that something kept reads, and functions that nothing else reads."""
@@ -242,6 +297,10 @@ def small_constant(value: ir.Value) -> np.ndarray:
     shape = constant_shape(value)
     array = constant_array(value) if shape is not None and math.prod(shape) <= _SEARCHED else None
     return np.empty(0, np.float32) if array is None else array
+
+
+def _is_float(kind: ElementType) -> bool:
+    return kind is not None and kind.is_floating_point()
 
 
 def _is_loop(node: ir.Node) -> bool:

@@ -108,6 +108,18 @@ def test_where_a_type_comes_from(
     assert types[result] == expected
 
 
+def test_of_onnx_runtimes_operators_the_first_input_tells() -> None:
+    net = Net()
+    x, lengths = net.input("x", [1, 1, 32]), net.input("lengths", [1], TensorProto.INT32)
+    codes, scales, zeros = (net.input(name, None, kind) for name, kind in (("q", 2), ("s", 1), ("z", 2)))
+    product = net.op("MatMulNBits", x, codes, scales, zeros, domain="com.microsoft", K=32, N=32, bits=4, block_size=32)
+    given = [product, product, product, "", "", lengths, lengths]
+    attended = net.op("GroupQueryAttention", *given, domain="com.microsoft", num_heads=2, kv_num_heads=2)
+    net.output(net.op("Identity", attended, result="y"))
+    types = {value.name: kind for value, kind in element_types(undeclared(net.model()).graph).items()}
+    assert types[product] == types[attended] == FLOAT
+
+
 def test_if_and_loop_have_the_types_of_their_bodies() -> None:
     net = Net()
     net.input("go", [], TensorProto.BOOL)
@@ -143,6 +155,18 @@ def test_slots_say_what_may_become_float16() -> None:
     assert "float16" in found.inputs[0].types
     assert found.inputs[2].types == {"float"}
     assert found.outputs[0].variable == found.inputs[0].variable
+
+
+def test_statistics_of_a_fused_norm_are_float32() -> None:
+    net = Net()
+    given = [net.input(name, [2, 8]) for name in ("x", "skip")]
+    results = ["y", "mean", "deviation", "sum"]
+    net.ops("SkipLayerNormalization", *given, net.vector(8), results=results, domain="com.microsoft")
+    for name in results:
+        net.output(name)
+    found = signature(net.model().graph.node(0), 21)
+    assert found is not None
+    assert ["float16" in slot.types for slot in found.outputs] == [True, False, False, True]
 
 
 def test_an_operator_that_nobody_knows_has_no_slots() -> None:

@@ -154,6 +154,101 @@ def test_constants_that_float16_does_not_hold(operator: str, number: float, expe
     assert kept(net) == expected
 
 
+@pytest.mark.parametrize(("reader", "before"), [("Div", ["Add", "Div", "Softmax"]), ("Log", ["Add", "Log", "Softmax"])])
+def test_what_an_epsilon_guards_stays_with_it(reader: str, before: list[str]) -> None:
+    net, x = with_input()
+    guarded = net.op("Add", net.op("Softmax", x), net.constant(1e-9))
+    net.output(linear(net, net.op(reader, *([x] if reader == "Div" else []), guarded), "y"))
+    assert sorted(operator for operators in kept(net).values() for operator in operators) == before
+
+
+def test_a_logarithm_reads_no_zero_that_float16_made() -> None:
+    net, x = with_input()
+    net.output(linear(net, net.op("Log", net.op("Sigmoid", x)), "y"))
+    assert kept(net) == {SUM: ["Log", "Sigmoid"]}
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1e-6, {BEYOND: ["DequantizeLinear"]}), (1e-3, {})])
+def test_scales_that_float16_would_round_stay(scale: float, expected: dict[str, list[str]]) -> None:
+    net, x = with_input()
+    codes, scales = net.constant(np.ones((8, 8), np.int8)), net.constant(np.array([1e-3] * 7 + [scale]))
+    weight = net.op("DequantizeLinear", codes, scales, axis=1)
+    net.output(net.op("MatMul", net.op("Mul", x, weight), net.normal(8, 8), result="y"))
+    assert kept(net) == expected
+
+
+def test_a_distance_between_positions_is_exact() -> None:
+    net, x = with_input()
+    positions = net.op("Cast", net.input("positions", ["n", 1], TensorProto.INT64), to=TensorProto.FLOAT)
+    last = net.op("ReduceMax", positions, net.constant([0]))
+    net.output(linear(net, net.op("Softmax", net.op("Add", x, net.op("Sub", positions, last))), "y"))
+    assert kept(net) == {POSITION: ["Cast", "ReduceMax", "Sub"]}
+
+
+def coded(net: Net, x: str) -> str:
+    codes, scale, zero = net.ops("DynamicQuantizeLinear", x, results=["q", "s", "z"])
+    weight = net.constant(np.ones((8, 8), np.int8))
+    product = net.op("MatMulInteger", codes, weight, zero)
+    return net.op("Mul", net.op("Cast", product, to=TensorProto.FLOAT), scale)
+
+
+def doubled(net: Net, x: str) -> str:
+    return net.op("Cast", net.op("Exp", net.op("Cast", x, to=TensorProto.DOUBLE)), to=TensorProto.FLOAT)
+
+
+@pytest.mark.parametrize("build", [coded, doubled])
+def test_what_comes_back_from_another_type_is_no_number(build: Callable[[Net, str], str]) -> None:
+    """It grows with the activations, and its Cast is measured as they are."""
+    net, x = with_input()
+    net.output(linear(net, build(net, x), "y"))
+    graph = net.model().graph
+    last = [node for node in graph if node.op_type == "Cast"][-1].outputs[0]
+    assert not Precision(graph).is_number(last)
+    assert "Cast" in kept(net, {str(last.name): 40000.0})[BEYOND]
+
+
+def test_a_number_beyond_float16_stays() -> None:
+    net, x = with_input()
+    time = net.op("Cast", net.input("time", ["n", 1], TensorProto.INT64), to=TensorProto.FLOAT)
+    net.output(linear(net, net.op("Mul", x, time), "y"))
+    assert kept(net, {time: 60000.0}) == {}
+    assert kept(net, {time: 70000.0}) == {BEYOND: ["Mul"], POSITION: ["Cast"]}
+
+
+def test_branches_compute_what_was_measured_behind_their_if() -> None:
+    net, x = with_input()
+    flag, branches = net.input("flag", [], TensorProto.BOOL), [net.body(), net.body()]
+    for branch in branches:
+        branch.output(branch.op("Relu", linear(branch, x)))
+    chosen = net.op("If", flag, then_branch=branches[0].graph(), else_branch=branches[1].graph())
+    net.output(linear(net, net.op("Relu", chosen), "y"))
+    assert kept(net, {chosen: 32000.0}) == {}
+    assert kept(net, {chosen: 33000.0}) == {BEYOND: ["If", "Relu", "Relu", "Relu"]}
+
+
+def test_a_function_that_is_given_out_is_an_activation() -> None:
+    net, x = with_input()
+    net.output(net.op("ReduceSum", net.output(net.op("Exp", x))))
+    assert kept(net) == {SUM: ["ReduceSum"]}
+
+
+def test_what_a_table_holds_is_no_number_like_a_mask() -> None:
+    net, x = with_input()
+    row = net.op("Gather", net.normal(64, 8), net.input("positions", ["n"], TensorProto.INT64))
+    net.output(net.op("Mul", x, row, result="y"))
+    graph = net.model().graph
+    assert not Precision(graph).is_number(next(node.outputs[0] for node in graph if node.op_type == "Gather"))
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_a_model_with_either_half_type_is_mixed(kind: int) -> None:
+    net, x = with_input()
+    net.output(linear(net, x, "y"))
+    assert not Precision(net.model().graph).mixed
+    net.output(net.op("Cast", net.op("Cast", x, to=kind), to=TensorProto.FLOAT))
+    assert Precision(net.model().graph).mixed
+
+
 def test_operators_without_float16_stay() -> None:
     net, x = with_input()
     own = net.op("Invented", x, domain="some.where")
@@ -224,3 +319,5 @@ def test_a_loop_is_fed_and_gives_float32_but_computes_in_float16() -> None:
     assert made[looped] == FLOAT
     inner = {node.op_type: precision.made(node.outputs[0]) for node in ir.traversal.RecursiveGraphIterator(model.graph)}
     assert inner["Relu"] == HALF
+    large = Precision(model.graph, {looped: 33000.0})
+    assert {node.op_type for node in large.kept} == {"Loop", "MatMul"}, "what a body returns was measured behind it"

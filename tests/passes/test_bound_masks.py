@@ -36,6 +36,31 @@ def inverted(net: Net, _: str) -> str:
     return net.op("Mul", net.op("Sub", net.constant(1.0), mask), net.constant(LOWEST))
 
 
+def turned_round(net: Net, x: str) -> str:
+    mask = net.op("Cast", net.input("mask", ["n", 4], TensorProto.BOOL), to=TensorProto.FLOAT)
+    return net.op("Sub", x, net.op("Mul", net.op("Sub", net.constant(1.0), mask), net.constant(1e9)))
+
+
+def given(net: Net, x: str) -> str:
+    """A mask that the caller computed in float."""
+    hidden = net.op("Mul", net.op("Sub", net.constant(1.0), net.input("mask", ["n", 4])), net.constant(LOWEST))
+    return net.op("Add", x, hidden)
+
+
+def angles(net: Net, x: str) -> str:
+    """Frequencies from a base beyond float16, chosen at run time; a bound on the length with it."""
+    positions = net.op("Cast", net.input("positions", ["n", 4], TensorProto.INT64), to=TensorProto.FLOAT)
+    base = net.op("Where", net.op("Greater", positions, net.constant(8.0)), net.constant(5e5), net.constant(2.0))
+    length = net.op("Min", positions, net.constant(2e6))
+    return net.op("Mul", x, net.op("Cos", net.op("Div", length, net.op("Mul", base, net.constant(1e5)))))
+
+
+def powers(net: Net, x: str) -> str:
+    """The same where float16 reads them."""
+    positions = net.op("Cast", net.input("positions", ["n", 4], TensorProto.INT64), to=TensorProto.FLOAT)
+    return net.op("Mul", x, net.op("Pow", net.constant(5e5), positions))
+
+
 def chosen(net: Net, x: str) -> str:
     return net.op("Where", net.input("mask", ["n", 4], TensorProto.BOOL), x, net.constant_node(np.array(LOWEST)))
 
@@ -44,6 +69,14 @@ CASES: dict[str, tuple[Callable[[Net, str], str], list[float]]] = {
     "Where": (chosen, [MASKED]),
     "ConstantOfShape": (filled, [MASKED]),
     "1 - mask": (inverted, [MASKED, 1.0]),
+    "x - 1e9 * (1 - mask)": (turned_round, [1.0, -MASKED]),
+    "a mask in float": (given, [MASKED, 1.0]),
+    "frequencies": (angles, [2.0, 8.0, 1e5, 5e5, 2e6]),
+    "powers": (powers, [5e5]),
+    "offsets of features": (
+        lambda net, x: net.op("Sub", x, net.constant(np.array([1e5, 2e5, 0.0, 1.0]))),
+        [0.0, 1.0, 1e5, 2e5],
+    ),
     "a triangle": (lambda net, x: net.op("Add", x, net.constant(np.triu([[LOWEST] * 4] * 4, 1))), [MASKED, 0.0]),
     "infinity": (lambda net, x: net.op("Add", x, net.constant(-np.inf)), [-np.inf]),
     "Clip": (lambda net, x: net.op("Clip", x, net.constant(LOWEST), net.constant(-LOWEST)), [-LARGEST, LARGEST]),
@@ -64,9 +97,25 @@ def test_which_numbers_change(build: Callable[[Net, str], str], expected: list[f
 def test_a_constant_keeps_its_number_for_other_readers() -> None:
     net = Net()
     x, number = net.input("x", ["n", 4]), net.constant(LOWEST)
-    net.output(net.op("Where", net.input("mask", ["n", 4], TensorProto.BOOL), x, number, result="y"))
-    net.output(net.op("Mul", x, number, result="z"))
+    masked = net.op("Where", net.input("mask", ["n", 4], TensorProto.BOOL), x, number)
+    net.output(net.op("Softmax", masked, result="y"))
+    net.output(net.op("Pow", x, number, result="z"))
     assert constants(net) == [LOWEST, MASKED]
+
+
+def test_a_number_in_an_attribute_is_a_change() -> None:
+    net = Net()
+    net.output(net.op("Softmax", net.op("Add", net.input("x", ["n", 4]), filled(net, "")), result="y"))
+    model = net.model()
+    assert BoundMasks()(model).modified
+    assert not BoundMasks()(model).modified
+
+
+def test_an_output_says_what_it_said() -> None:
+    net = Net()
+    mask = net.input("mask", ["n", 4], TensorProto.BOOL)
+    net.output(net.op("Where", mask, net.input("x", ["n", 4]), net.constant(LOWEST), result="y"))
+    assert constants(net) == [LOWEST]
 
 
 def test_scores_are_the_same_behind_softmax() -> None:

@@ -58,6 +58,31 @@ def test_the_function_stays_and_products_are_float16() -> None:
     assert {types[str(node.outputs[0].name)] for node in norms} == {"FLOAT"}
 
 
+@pytest.mark.parametrize("flag", [True, False])
+def test_one_branch_that_returns_a_constant(flag: bool) -> None:
+    net = Net()
+    x, branches = net.input("x", ["n", 8]), [net.body(), net.body()]
+    branches[0].output(branches[0].vector(1, 8))
+    branches[1].output(branches[1].op("MatMul", x, branches[1].normal(8, 8)))
+    chosen = net.op(
+        "If", net.input("flag", [], TensorProto.BOOL), then_branch=branches[0].graph(), else_branch=branches[1].graph()
+    )
+    net.output(net.op("MatMul", net.op("Add", x, chosen), net.normal(8, 8), result="y"))
+    model, feeds = net.model(), {"x": X, "flag": np.array(flag)}
+    before = run(model, feeds)["y"]
+    assert relative_error(before, run(narrow(model), feeds)["y"]) < 2e-3
+
+
+def test_a_weight_that_is_an_output_stays_float32_there() -> None:
+    net = Net()
+    weight = net.normal(8, 8)
+    net.output(net.op("MatMul", net.input("x", ["n", 8]), weight, result="y"))
+    net.output(weight)
+    model = net.model()
+    before = run(model, {"x": X})[weight]
+    np.testing.assert_array_equal(run(narrow(model), {"x": X})[weight], before)
+
+
 def test_one_cast_serves_all_readers() -> None:
     net = Net()
     x = net.input("x", ["n", 8])
