@@ -129,11 +129,10 @@ class Precision:
         if node.op_type in BOUNDS:
             return self.kept.get(node) != POSITION
         beyond = np.unique(np.abs(array[np.isfinite(array) & (np.abs(array) > LARGEST)]))
-        infinite = bool((beyond >= _INFINITE).all())
-        if array.size == 1 and node.op_type == "Mul" and infinite:
-            return True  # of a mask that the caller gives
-        if len(beyond) > 1 or (self.kept.get(node) == POSITION and not infinite):
+        if len(beyond) > 1 or (beyond < _INFINITE).any():
             return False
+        if array.size == 1 and node.op_type == "Mul":
+            return True  # of a mask that the caller gives
         numbers = bool(node.outputs) and self.is_number(node.outputs[0]) and node.op_type not in _CALCULATING
         return node.op_type in _MASKING or numbers
 

@@ -141,7 +141,8 @@ def test_a_square_that_was_measured_counts_as_part_of_its_norm() -> None:
     ("operator", "number", "expected"),
     [
         ("Mul", 1e5, {BEYOND: ["Mul"]}),
-        ("Add", 1e5, {}),  # a bound, see BoundMasks
+        ("Add", 1e5, {BEYOND: ["Add"]}),
+        ("Add", -1e9, {}),  # stands for infinity, see BoundMasks
         ("Add", 1e-12, {BEYOND: ["Add"]}),
         ("Add", 1e-4, {}),
         ("Mul", 0.0, {}),
