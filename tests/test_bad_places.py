@@ -75,7 +75,7 @@ PLACES: dict[str, tuple[str, Callable[[Path], Path], list[str]]] = {
     "below a file": ("nothing can be written there: ", _below_a_file, ["--force"]),
     "broken link": ("the output exists (", _broken_link, []),
     "broken link, forced": ("the output exists and is not a folder (", _broken_link, ["--force"]),
-    "no such device": ("nothing can be written there: ", lambda _: Path("/proc/nothing/out"), []),
+    "no such device": ("nothing can be written there: ", lambda _: Path("/proc/sys/nothing/out"), []),
     "long name": ("nothing can be written there: File name too long (", lambda place: place / ("x" * 300), []),
     "in the model": ("the output lies inside the model's folder (", lambda place: place / "m" / "out", ["--force"]),
     "is the model": ("the output lies inside the model's folder (", lambda place: place / "m", ["--force"]),

@@ -30,7 +30,8 @@ folder = Path(sys.argv[1])
 model, tokenizer = ORTModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 prompts = [[256, 72, 105, 40], [256, 7]]
 (text,) = pipeline("text-generation", model=model, tokenizer=tokenizer)("hello", max_new_tokens=8, do_sample=False)
-told = tokenizer.decode(model.generate(**tokenizer("hello", return_tensors="pt"), max_new_tokens=8, do_sample=False)[0])
+written = model.generate(**tokenizer("hello", return_tensors="pt"), max_new_tokens=8, do_sample=False)[0]
+told = tokenizer.decode(written, skip_special_tokens=True)
 print(json.dumps({
     "plain": plain(folder, prompts, 12), "optimum": by_optimum(folder, prompts, 12),
     "text": text["generated_text"], "told": told,

@@ -21,7 +21,8 @@ def test_a_model_in_every_type(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert row["values"] == row["values"] | {"constants": 12, "rounded": 12, "heads": 0, "reasons": {}}
         assert row["values"]["same_types"]
     errors = [row["values"]["relative_l2"] for row in rows[::2]]
-    assert errors == sorted(errors)  # measured: 4e-7, 7e-4, 2e-3
+    assert errors[:3] == sorted(errors[:3])  # measured: 4e-7, 7e-4, 2e-3
+    assert errors[0] < errors[3] < errors[2]  # float32 that became float16: 1e-3
     assert "12 of 12 linears (100.0%)" in capsys.readouterr().out
 
 
