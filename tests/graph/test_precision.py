@@ -322,3 +322,17 @@ def test_a_loop_is_fed_and_gives_float32_but_computes_in_float16() -> None:
     assert inner["Relu"] == HALF
     large = Precision(model.graph, {looped: 33000.0})
     assert {node.op_type for node in large.kept} == {"Loop", "MatMul"}, "what a body returns was measured behind it"
+
+
+def test_what_a_loop_gives_out_large_is_large_inside() -> None:
+    net, x = with_input()
+    body = net.body()
+    body.input(body.name("turn"), [], TensorProto.INT64)
+    again = body.input(body.name("again"), [], TensorProto.BOOL)
+    state = body.input(body.name("state"), ["n", 8])
+    body.outputs += [body.op("Identity", again), body.op("Mul", body.op("Relu", state), body.constant(2.0))]
+    graph = body.graph()
+    graph.output[0].CopyFrom(helper.make_tensor_value_info(graph.output[0].name, TensorProto.BOOL, []))
+    net.output(net.op("Loop", net.constant(np.array(9)), "", x, body=graph, result="y"))
+    assert kept(net) == {}
+    assert kept(net, {"y": 60000.0})[BEYOND] == ["Loop", "Mul"]

@@ -11,7 +11,15 @@ import pytest
 from onnx import TensorProto, helper
 
 from catonnx.errors import CalibrationError
-from catonnx.runtime.feeds import InputSpec, ModelInput, check_feeds, load_npz_feeds, model_inputs, token_feeds
+from catonnx.runtime.feeds import (
+    InputSpec,
+    ModelInput,
+    as_taken,
+    check_feeds,
+    load_npz_feeds,
+    model_inputs,
+    token_feeds,
+)
 from catonnx.runtime.sessions import open_session, run
 
 Writer = Callable[..., Path]
@@ -128,3 +136,13 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
 
 def test_check_feeds_takes_what_fits() -> None:
     check_feeds({"x": np.zeros((7, 4), np.float32)}, X, where="here")
+
+
+def test_floats_are_given_in_the_type_that_a_model_takes_and_nothing_else_is() -> None:
+    inputs = [ModelInput(name, np.dtype(kind), (None,)) for name, kind in (("a", "float16"), ("b", "float32"))]
+    inputs.append(ModelInput("c", np.dtype("int64"), (None,)))
+    feeds = {"a": np.ones(2, np.float32), "b": np.ones(2, np.int64), "c": np.ones(2, np.float32), "d": np.ones(2)}
+    taken = as_taken(feeds, inputs)
+    # What has no float where one is wanted, or one where none is, is refused by `check_feeds`.
+    kinds = {"a": "float16", "b": "int64", "c": "float32", "d": "float64"}
+    assert {name: array.dtype.name for name, array in taken.items()} == kinds
